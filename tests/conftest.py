@@ -1,0 +1,28 @@
+"Shared by all tests: the `--slow` switch, one thread, and a reason for every skip."
+import os
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run tests marked slow too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(config, items):
+    import torch
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"): item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if "cuda" in item.keywords and not torch.cuda.is_available(): item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    "The folder of the data mirror; tests that need it are skipped where there is none."
+    from pathlib import Path
+    folder = os.environ.get("TOKENLAB_DATA")
+    if not folder or not Path(folder).is_dir(): pytest.skip("TOKENLAB_DATA names no folder: data mirror not at hand")
+    return Path(folder)
