@@ -190,25 +190,35 @@ def from_chars(word:str)->bytes: # `KeyError` if a character stands for no byte
     "A token from its spelling in `tokenizer.json`."
     return bytes([CHAR_TO_BYTE[c] for c in word])
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #2d005540
+# %% ../../nbs/01_tokenizers/00_core.ipynb #888fba2f
 def byte_level_json(
     tokenizer:Tokenizer,
     *,
-    merges:Sequence[tuple[int, int]]=(),  # Pairs of ids, first merge first
-    pre_tokenizer:dict|None=None,         # How the text is cut beforehand; None: not at all
-    normalizer:dict|None=None,
-    **model                               # Further fields of the model
+    merges:Sequence[tuple[int, int]]=(),    # Pairs of ids, first merge first
+    pre_tokenizer:dict|None=None,           # How the text is cut beforehand; None: not at all
+    normalizer:str|None=None,               # "NFC", "NFKC", "NFD" or "NFKD"
+    added_tokens:dict[str, int]|None=None,  # Ordinary tokens that are looked for before anything else
+    ignore_merges:bool=False,               # A piece that is a token is taken whole
+    post_processor:dict|None=None           # Kept as it was read
 )->dict:
     "The `tokenizer.json` of a byte-level tokenizer."
-    names = {i: n for n, i in tokenizer.special_tokens.items()}
-    words = [names.get(i) or to_chars(t) for i, t in enumerate(tokenizer.tokens)]
+    names = {i: n for n, i in (tokenizer.special_tokens | (added_tokens or {})).items()}
+    words = [names[i] if i in names else to_chars(t) for i, t in enumerate(tokenizer.tokens)]
     if len(set(words)) < len(words): raise ValueError("two tokens have the same spelling in tokenizer.json: rename the special token")
-    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
-    added = [dict(id=i, content=n, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for i, n in sorted(names.items())]
-    return dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=normalizer, pre_tokenizer=pre_tokenizer or level,
-                post_processor=None, decoder=level, model=dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None,
-                end_of_word_suffix=None, fuse_unk=False, byte_fallback=False, **model, vocab={w: i for i, w in enumerate(words)},
-                merges=[[words[a], words[b]] for a, b in merges]))
+    added = [added_json(i, n, special=n in tokenizer.special_tokens) for i, n in sorted(names.items())]
+    model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None, fuse_unk=False,
+                 byte_fallback=False, ignore_merges=ignore_merges, vocab={w: i for i, w in enumerate(words)}, merges=[[words[a], words[b]] for a, b in merges])
+    return dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=normalizer and dict(type=normalizer),
+                pre_tokenizer=pre_tokenizer or byte_level(), post_processor=post_processor, decoder=byte_level(), model=model)
+
+# %% ../../nbs/01_tokenizers/00_core.ipynb #03bc1228
+def byte_level(use_regex:bool=False)->dict:
+    "The part of `tokenizer.json` that turns bytes into characters (and cuts as GPT-2 does, if `use_regex`)."
+    return dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=use_regex)
+
+def added_json(i:int, name:str, special:bool)->dict:
+    "One entry of `added_tokens`."
+    return dict(id=i, content=name, single_word=False, lstrip=False, rstrip=False, normalized=not special, special=special)
 
 # %% ../../nbs/01_tokenizers/00_core.ipynb #c47e3914
 @patch
