@@ -1,0 +1,250 @@
+"Corpora: ugly input, splits that stay, copies, mirrors; packing against brute force."
+import gzip, json, os
+from collections import Counter
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from tokenlab import corpora
+from tokenlab.corpora import Blocks, contents, load, manifest, pack, pack_stream, passages, split_of
+from tokenlab.tokenizers.core import ByteTokenizer
+
+EOS = "<|endoftext|>"
+
+
+class Letters:
+    "One token a byte, no end of text."
+    def encode(self, text): return list(text.encode())
+    def decode_bytes(self, ids): return bytes(ids)
+
+
+def total(data): return contents(data).set_index("split").loc["all"].to_dict()
+
+
+@pytest.fixture
+def ugly(tmp_path):
+    "A folder as people have them."
+    folder = tmp_path/"my corpus"
+    (folder/"sub dir").mkdir(parents=True)
+    (folder/"plain.txt").write_text("plain words\n")
+    (folder/"sub dir"/"copy of plain.txt").write_bytes(b"plain words  \r\n")
+    (folder/"bom.txt").write_bytes("\ufeffwith a mark".encode("utf8"))
+    (folder/"latin.txt").write_bytes("naïve".encode("latin-1"))
+    (folder/"utf16.txt").write_bytes("wide".encode("utf-16"))
+    (folder/"image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+    (folder/"nothing.txt").touch()
+    (folder/"blank.txt").write_text(" \n\n")
+    (folder/"sub dir"/"loop").symlink_to(folder)
+    (folder/"broken.txt").symlink_to(tmp_path/"gone")
+    os.mkfifo(folder/"pipe")
+    (folder/"rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "first row"}\n\n{"other": 1}\n{"text": "second \\u00e9"}\n{"text": "\\ud800"}\n{"te'))
+    (folder/"cut.txt.gz").write_bytes(gzip.compress(b"words " * 1000)[:-20])
+    (folder/".git").mkdir()
+    (folder/".git"/"config").write_text("hidden")
+    return folder
+
+
+def test_ugly_folder(ugly, capsys):
+    data = load(ugly)
+    assert dict(zip(data["source"], data["text"])) == {
+        "bom.txt": "with a mark", "plain.txt": "plain words\n", "rows.jsonl.gz#0": "first row", "rows.jsonl.gz#3": "second é"}
+    assert total(data) == {"documents": 4, "bytes": 41, "binary": 2, "not UTF-8": 1, "unreadable": 2, "malformed": 3,
+                           "not a file": 1, "empty": 2, "duplicate": 1}
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "2 binary" in err and "1 duplicate" in err and "1 not UTF-8" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_no_permission(tmp_path):
+    (tmp_path/"a.txt").write_text("a")
+    (tmp_path/"b.txt").write_text("b")
+    (tmp_path/"b.txt").chmod(0)
+    assert total(load(tmp_path))["unreadable"] == 1
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(ValueError, match="has no text"): load(tmp_path)
+    (tmp_path/"zero.txt").touch()
+    with pytest.raises(ValueError, match="1 empty.*UTF-8 text"): load(tmp_path/"zero.txt")
+    with pytest.raises(FileNotFoundError, match="no file matches"): load(str(tmp_path/"*.nope"))
+    with pytest.raises(FileNotFoundError, match="no file or folder"): load(tmp_path/"nope")
+    with pytest.raises(ValueError, match="unknown corpus 'shakespear'.*did you mean shakespeare"): load("shakespear")
+    with pytest.raises(ValueError, match="Known are python-code"): load("qqqq")
+    with pytest.raises(ValueError, match="choose from train"): load("python-code", split="validation")
+    with pytest.raises(ValueError, match="no text"): load(tmp_path, streaming=True)
+
+
+def test_glob_and_spaces(ugly):
+    data = load(f"{ugly}/**/*plain.txt")
+    assert data["source"][:] == ["plain.txt"] and total(data)["duplicate"] == 1, total(data)
+    assert load(f"{ugly}/sub dir/copy*")["source"][:] == ["copy of plain.txt"]
+    assert load(f"{ugly}/s*/**")["source"][:] == ["sub dir/copy of plain.txt"]
+    odd = ugly/"with [brackets].txt"
+    odd.write_text("in brackets")
+    assert load(odd)["text"][:] == ["in brackets"]
+
+
+def test_split_is_a_function_of_the_path(tmp_path):
+    assert [split_of(s) for s in ("json/decoder.py", "abc.py", "typing.py")] == ["train", "valid", "test"]
+    for i in range(60): (tmp_path/f"f{i}.txt").write_text(f"document {i}")
+    parts = {s: set(load(tmp_path, split=s)["source"]) for s in corpora.SPLITS}
+    assert set.union(*parts.values()) == set(load(tmp_path)["source"]) and sum(map(len, parts.values())) == 60
+    (tmp_path/"f0.txt").unlink()
+    (tmp_path/"new.txt").write_text("new")
+    for name, old in parts.items(): assert set(load(tmp_path, split=name)["source"]) - {"new.txt"} == old - {"f0.txt"}
+
+
+def test_split_without_documents(tmp_path):
+    (tmp_path/"a.txt").write_text("one")
+    other = next(s for s in corpora.SPLITS if s != split_of("a.txt"))
+    with pytest.raises(ValueError, match="size=2048"): load(tmp_path, split=other)
+
+
+def test_one_file_is_cut_into_passages(tmp_path):
+    text = "\n\n".join(f"paragraph {i} " + "words "*(i % 90) for i in range(600))
+    (tmp_path/"book.txt").write_text(text)
+    data = load(tmp_path/"book.txt")
+    assert "".join(data["text"]) == text and len(data) > 20 and data["source"][3] == "book.txt#3"
+    assert len(load(tmp_path)) == 1 and len(load(tmp_path, size=1000)) > 100 and len(load(tmp_path/"book.txt", size=0)) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_passages_lose_nothing(seed):
+    rng = np.random.default_rng(seed)
+    text = "".join(rng.choice(list("ab\n\n é"), size=rng.integers(0, 300)))
+    pieces = passages(text, int(rng.integers(1, 40)))
+    assert "".join(pieces) == text and all(pieces)
+
+
+def test_streaming_gives_the_same(ugly):
+    stream = load(ugly, streaming=True)
+    for _ in range(2): assert [r["source"] for r in stream] == load(ugly)["source"][:]
+
+
+def test_processes_give_the_same(tmp_path):
+    for i in range(200): (tmp_path/f"{i:03}.txt").write_text(f"text {i // 2}")
+    one, two = load(tmp_path), load(tmp_path, processes=2)
+    assert one["source"][:] == two["source"][:] and len(one) == 100 and total(one) == total(two)
+
+
+def test_python_code_and_docs_never_leak():
+    train = load("python-code", split="train")
+    assert {"test", "tests", "idle_test"}.isdisjoint(p for s in train["source"] for p in s.split("/"))
+    assert sum(len(t) for t in train["text"]) > 5e6
+    shares = contents(load("python-code")).set_index("split")["bytes"]
+    assert .85 < shares["train"]/shares["all"] < .95
+    doc, = corpora.read_docs(next(f for f in corpora.stdlib_files() if f[1] == "json/decoder.py"))
+    assert doc.source == "json/decoder.py" and "JSONDecoder.decode(self, s" in doc.text and "return obj" not in doc.text
+
+
+def test_docstrings_import_nothing(tmp_path):
+    code = "raise SystemExit\nif True:\n    def f(a, *, b=1):\n        'Does f.'\n"
+    assert corpora.docstrings(code, "m") == "m.f(a, *, b=1)\n    Does f."
+    assert corpora.docstrings("def broken(", "m") == "" and corpora.docstrings("x = 1", "m") == ""
+
+
+def test_manifest(ugly):
+    import hashlib
+    assert dict(manifest(load(ugly)))["bom.txt"] == hashlib.sha256(b"with a mark").hexdigest()
+
+
+def brute(texts, tokenizer, seq_len, eos):
+    "Token by token: rows of (id, segment)."
+    flat = [(t, d) for d, text in enumerate(texts) for t in tokenizer.encode(text) + ([] if eos is None else [eos])]
+    out = []
+    for i in range(0, len(flat), seq_len):
+        row, docs = flat[i:i+seq_len], []
+        for _, d in row:
+            if d not in docs: docs.append(d)
+        out.append([(t, docs.index(d)) for t, d in row] + [(-1, -1)]*(seq_len - len(row)))
+    return out
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_pack_equals_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    texts = ["".join(rng.choice(list("abé 語"), size=rng.integers(0 if seed % 2 else 1, 30))) for _ in range(rng.integers(1, 20))]
+    tokenizer, eos = (ByteTokenizer([EOS]), ByteTokenizer([EOS]).eos_id) if seed % 2 else (Letters(), None)
+    seq_len = int(rng.integers(2, 17))
+    blocks, want = pack(texts, tokenizer, seq_len), brute(texts, tokenizer, seq_len, eos)
+    batch = blocks[:]
+    assert [list(zip(*row)) for row in zip(batch["ids"].tolist(), batch["segments"].tolist())] == want
+    flat = batch["ids"].flatten()
+    assert flat[flat >= 0].tolist() == [t for text in texts for t in tokenizer.encode(text) + ([] if eos is None else [eos])]
+    assert blocks.nbytes_text == sum(len(t.encode()) for t in texts) and blocks.tokens == int((flat >= 0).sum())
+    size = int(rng.integers(1, 5))
+    streamed = list(pack_stream(iter(texts), tokenizer, seq_len, batch_size=size))
+    for key in ("ids", "segments"): assert torch.equal(torch.cat([b[key] for b in streamed]), batch[key])
+    assert all(len(b["ids"]) == size for b in streamed[:-1])
+
+
+def test_blocks_index():
+    blocks = pack(["abcdefghij"], ByteTokenizer([EOS]), 4)
+    assert len(blocks) == 3 and blocks[0]["ids"].shape == (1, 4) and blocks[0]["ids"].dtype == torch.int64
+    for index in ([0, 2], torch.tensor([0, 2]), np.array([0, 2]), slice(0, 3, 2)): assert blocks[index]["ids"].tolist() == blocks[[0, -1]]["ids"].tolist()
+    assert blocks[[]]["ids"].shape == (0, 4)
+    with pytest.raises(IndexError): blocks[3]
+    assert len(list(blocks)) == 3
+
+
+def test_pack_drop_last_and_errors():
+    blocks = pack(["abc", "defg"], ByteTokenizer([EOS]), 6, drop_last=True)
+    assert (len(blocks), blocks.tokens, blocks.nbytes_text) == (1, 6, 5)
+    with pytest.raises(ValueError, match="drop_last=False"): pack(["a"], ByteTokenizer([EOS]), 60, drop_last=True)
+    with pytest.raises(ValueError, match="list of documents"): pack("abc", ByteTokenizer([EOS]), 6)
+    with pytest.raises(ValueError, match="seq_len=1"): pack(["abc"], ByteTokenizer([EOS]), 1)
+    with pytest.raises(ValueError, match="nothing to pack"): pack([], ByteTokenizer([EOS]), 6)
+    assert 256 > pack(["abc"], ByteTokenizer([EOS]), 6, eos_id=-1).ids.max()
+
+
+def test_pack_processes_give_the_same(monkeypatch):
+    texts = [chr(97 + i % 26) * 4000 for i in range(300)]
+    one, two = (pack(texts, ByteTokenizer([EOS]), 100, processes=p) for p in (1, 2))
+    assert np.array_equal(one.ids, two.ids) and np.array_equal(one.starts, two.starts) and one.ids.dtype == np.uint16
+
+
+def test_mirrors(data_dir):
+    assert "First Citizen" in load("shakespeare")["text"][0]
+    assert len(load("humaneval")) == 164 and "def " in load("humaneval")["canonical_solution"][0] + load("humaneval")["text"][0]
+    assert load("gsm8k", split="test")["answer"][0]
+    assert load("spec-bench")["category"][0] == "writing"
+    assert "droits" in dict(zip(*(load("udhr")[c][:] for c in ("source", "text"))))["udhr/fra"]
+    assert "about.po" in load("pydocs-fr")["source"][0]
+
+
+def test_mirror_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
+    for folder in (None, str(tmp_path)):
+        monkeypatch.delenv("TOKENLAB_DATA") if folder is None and "TOKENLAB_DATA" in os.environ else monkeypatch.setenv("TOKENLAB_DATA", folder or "")
+        with pytest.raises(ConnectionError, match="TOKENLAB_DATA.*karpathy"): load("shakespeare")
+
+
+def test_public_source_is_kept(monkeypatch, tmp_path):
+    import io
+    asked = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TOKENLAB_DATA", str(tmp_path/"empty"))
+    row = json.dumps(dict(task_id="HumanEval/0", prompt="def f():", test="", entry_point="f", canonical_solution="pass"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: asked.append(url) or io.BytesIO(gzip.compress(row.encode())))
+    for _ in range(2): assert load("humaneval")["text"][:] == ["def f():"]
+    assert len(asked) == 1 and (tmp_path/"tokenlab"/"prompts"/"humaneval.jsonl").exists()
+
+
+def test_hub(monkeypatch):
+    import datasets
+    rows = datasets.Dataset.from_dict({"content": [f"row {i}" for i in range(100)], "n": range(100)}).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.IterableDatasetDict(train=rows))
+    data = list(load("hub:someone/something", split="valid"))
+    assert data and all(r.keys() == {"text", "source"} and split_of(r["source"]) == "valid" for r in data)
+    assert len(list(load("hub:someone/something"))) == 100
+    with pytest.raises(ValueError, match="choose column= from content, n"): load("hub:someone/something", column="body")
+    def offline(*a, **k): raise ConnectionError("no route")
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(ConnectionError, match="go online"): load("hub:someone/something")
+
+
+def test_import_is_light():
+    import subprocess, sys
+    code = "import sys, tokenlab.corpora; print([m for m in ('torch', 'datasets', 'pandas', 'matplotlib', 'sklearn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
