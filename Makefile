@@ -6,7 +6,7 @@ CORPUS ?=
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tour test test-all notebooks export lab docs clean
+.PHONY: help setup tour test test-all notebooks export lab clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

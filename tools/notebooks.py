@@ -116,11 +116,34 @@ def export(paths: list[str] = ()) -> None:
         for path in paths: nb_export(path)
     else: nbdev_export()
     subprocess.run([sys.executable, "-c", "from tokenlab.registry import write_index; write_index()"], check=True)
+    write_readme()
+
+
+def write_readme() -> None:
+    "README.md is index.ipynb as Markdown: prose as it is, code fenced, plain-text outputs below it."
+    index = NBS/"index.ipynb"
+    if not index.exists(): return
+    parts = ["<!-- made from nbs/index.ipynb by `make export`: do not edit -->"]
+    for cell in json.loads(index.read_text(encoding="utf8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown": parts.append(source.replace("](images/", "](nbs/images/"))
+        elif not {"hide", "default_exp"} & directives(source).keys(): parts.append(fenced(source, cell["outputs"]))
+    staged = ROOT/"README.md.tmp"
+    staged.write_text("\n\n".join(parts) + "\n", encoding="utf8")
+    staged.replace(ROOT/"README.md")
+
+
+def fenced(source: str, outputs: list) -> str:
+    "A code cell and what it printed, as Markdown."
+    code = re.sub(r"^#\|.*\n", "", source, flags=re.M).strip()
+    texts = ["".join(out.get("text", out.get("data", {}).get("text/plain", ""))).strip("\n") for out in outputs]
+    shown = "\n".join(t for t in texts if t)
+    return f"```python\n{code}\n```" + (f"\n\n```text\n{shown}\n```" if shown else "")
 
 
 def digest() -> dict[str, str]:
     "A hash of every file that `export` may write."
-    files = [p for p in [*NBS.rglob("*.ipynb"), *PACKAGE.rglob("*")] if p.is_file() and "__pycache__" not in p.parts]
+    files = [p for p in [ROOT/"README.md", *NBS.rglob("*.ipynb"), *PACKAGE.rglob("*")] if p.is_file() and "__pycache__" not in p.parts]
     return {str(p.relative_to(ROOT)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
