@@ -649,7 +649,7 @@ def nbytes(self:HFCache)->int:
     held = [t for layer in self.past.layers for x in vars(layer).values() for t in (x.values() if isinstance(x, dict) else [x]) if isinstance(t, Tensor)]
     return sum(t.numel()*t.element_size() for t in held)
 
-# %% ../nbs/00_foundations/03_lm.ipynb #f213e235
+# %% ../nbs/00_foundations/03_lm.ipynb #d7844393
 class HFLM(nn.Module):
     "Any `transformers` causal language model, called like an `LM`."
     can_layers = False
@@ -669,8 +669,9 @@ class HFLM(nn.Module):
         pad = padding(ids, positions)
         counts = [T]*B if pad is None else (T - pad.sum(1)).tolist()
         base = [0]*B if cache is None else list(cache._lengths)
+        if cache is not None: self.fits(cache, base, counts, B, T)
         kw = self.arguments(base, B, T, positions, pad, mask, segments)
-        if cache is not None: self.fits(cache, base, counts, B, T); kw |= {self.cache_name: cache.past}
+        if cache is not None: kw[self.cache_name] = cache.past
         source = {"input_ids": ids.clamp(min=0)} if embeds is None else {"inputs_embeds": embeds}
         out = self.model(**source, **kw, use_cache=cache is not None, return_dict=True)
         if cache is not None: cache.advance(counts, T)
