@@ -195,14 +195,16 @@ class BPE(Tokenizer):
         self._split, self._added, self._cache = compile_pattern(pattern), matcher(self.added_tokens), {}
         build_tables(self)
 
-# %% ../../nbs/01_tokenizers/01_bpe.ipynb #50da82d1
+# %% ../../nbs/01_tokenizers/01_bpe.ipynb #bfa50ef0
+NOT_UTF8 = {0xc0, 0xc1, *range(0xf5, 0x100)}
+
 def build_tables(self:BPE):
     "The tables for encoding: ids of bytes, ids of tokens, ranks of pairs, products of ranks."
     named = set(self.special_tokens.values()) | set(self.added_tokens.values())
     self._ids = {t: i for i, t in enumerate(self.tokens) if i not in named}
-    if missing := [b for b in range(256) if bytes([b]) not in self._ids]:
+    self._bytes = [self._ids.get(bytes([b])) for b in range(256)]
+    if missing := [b for b in range(256) if self._bytes[b] is None and b not in NOT_UTF8]:
         raise ValueError(f"not byte-level BPE: {len(missing)} of the 256 bytes are no tokens, byte {missing[0]} for one")
-    self._bytes = [self._ids[bytes([b])] for b in range(256)]
     self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
     self._products = []
     for a, b in self.merges:
@@ -210,7 +212,7 @@ def build_tables(self:BPE):
         if token not in self._ids: raise ValueError(f"merge of {self.tokens[a]!r} and {self.tokens[b]!r} makes no token of the vocabulary")
         self._products.append(self._ids[token])
 
-# %% ../../nbs/01_tokenizers/01_bpe.ipynb #293684ea
+# %% ../../nbs/01_tokenizers/01_bpe.ipynb #cf65ed1b
 LONG = 64 # bytes; longer pieces go through the heap, and past the cache
 
 @patch
@@ -218,8 +220,9 @@ def encode_piece(self:BPE, piece:str)->list[int]:
     "Ids of one piece, without the cache."
     data = as_bytes(piece)
     if self.ignore_merges and data in self._ids: return [self._ids[data]]
-    merge = merge_short if len(data) <= LONG else merge_long
-    return merge([self._bytes[b] for b in data], self._ranks, self._products)
+    ids = [self._bytes[b] for b in data]
+    if None in ids: raise ValueError(f"byte {data[ids.index(None)]} is not UTF-8, and this vocabulary has no token for it")
+    return (merge_short if len(ids) <= LONG else merge_long)(ids, self._ranks, self._products)
 
 @patch
 def encode_pieces(self:BPE, text:str)->list[int]:
