@@ -137,7 +137,7 @@ def test_bfloat16(pair):
     assert low.dtype == torch.bfloat16 and low.blocks[0].mixer.rope.freq.dtype == torch.float32
     ids, cache = tokens(1, T), low.new_cache(1)
     out = low(ids, cache=cache).logits
-    assert out.dtype == torch.bfloat16
+    assert out.dtype == torch.bfloat16 and low.blocks[0].mixer.rope.freq.dtype == torch.float32
     want, other = hf(ids).logits, copy.deepcopy(hf).to(torch.bfloat16)(ids).logits.float()
     assert (out.float() - want).abs().mean() < 2*(other - want).abs().mean() + 1e-3     # no less exact than theirs
     last = low(tokens(1, 1), cache=cache).logits                                        # a cached step, as exact as the whole
@@ -171,6 +171,20 @@ def test_select_then_continue(pair):
     got = lm(tokens(2, 4, seed=6), cache=cache).logits
     for b, path in enumerate([[0, 2, 5], [0]]):
         near(got[b], hf(torch.cat([prompt[b], nodes[b:b+1, path], tokens(2, 4, seed=6)[b:b+1]], 1)).logits[0, -4:])
+
+
+def test_window_counts_positions_not_slots():
+    "Every third position: a window of 7 holds three tokens, cached or not, and after a path was selected."
+    lm, _ = made("mistral")
+    ids, at = tokens(1, 12), 3*torch.arange(12)
+    whole, cache = lm(ids, positions=at).logits, lm.new_cache(1, 4)
+    assert (whole - lm(ids).logits).abs().max() > .1
+    near(torch.cat([lm(ids[:, a:b], positions=at[a:b], cache=cache).logits for a, b in [(0, 5), (5, 6), (6, 11)]], 1), whole[:, :11])
+    cache.rollback(9)
+    order = [11, 9, 10]                                     # written out of order, put right by select
+    lm(ids[:, order], positions=at[order], cache=cache, mask=torch.tensor([[1, 0, 0], [0, 1, 0], [0, 1, 1]]).bool())
+    cache.select([[1, 2]])
+    near(lm(ids[:, 11:], positions=at[11:], cache=cache).logits, whole[:, 11:])
 
 
 def test_tree_grown_level_by_level(lm):

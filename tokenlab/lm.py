@@ -171,7 +171,7 @@ def padding(ids:Tensor|None, positions:Tensor|None)->Tensor|None: # (B, T) bool;
         raise ValueError("padding (-1) stands before a token: put it behind the tokens of its row")
     return pad
 
-# %% ../nbs/00_foundations/03_lm.ipynb #c27019e7
+# %% ../nbs/00_foundations/03_lm.ipynb #ab482d1c
 class Attention(nn.Module):
     "Multi-head attention with grouped queries; the rule that mixes q, k, v can be swapped."
     def __init__(self, config:LMConfig, rope:Rope, layer:int):
@@ -182,13 +182,14 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, c.n_kv_heads*d, bias=c.qkv_bias)
         self.v_proj = nn.Linear(D, c.n_kv_heads*d, bias=c.qkv_bias)
         self.o_proj = nn.Linear(c.n_heads*d, D, bias=False)
-        self.q_norm, self.k_norm = (RMSNorm(d, c.norm_eps), RMSNorm(d, c.norm_eps)) if c.qk_norm else (nn.Identity(), nn.Identity())
+        self.q_norm, self.k_norm = (RMSNorm(d, c.norm_eps), RMSNorm(d, c.norm_eps)) if c.qk_norm else (None, None)
 
     def forward(self, x:Tensor, *, cache=None, positions=None, mask=None)->Tensor:
         B, T, _ = x.shape
         if positions is None: positions = positions_of([0] if cache is None else cache.lengths, T, device=x.device)
         split = lambda y: y.view(B, T, -1, self.head_dim)
-        q, k, v = self.q_norm(split(self.q_proj(x))), self.k_norm(split(self.k_proj(x))), split(self.v_proj(x))
+        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))   # (B, T, H, d)
+        if self.q_norm is not None: q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self.rope(q.transpose(1, 2), positions), self.rope(k.transpose(1, 2), positions), v.transpose(1, 2) # (B, H, T, d)
         if cache is not None: k, v = cache.append(k, v)                                 # (B, Hkv, S, d)
         y = self.rule(q, k, v, positions=positions, mask=mask, cache=cache, layer=self.layer)
@@ -406,7 +407,7 @@ def nbytes(self:Cache)->int:
     states = [t for s in self.store.state for t in s.values() if isinstance(t, Tensor)]
     return sum(t.numel()*t.element_size() for t in [*self.store.k, *self.store.v, *states] if t is not None)
 
-# %% ../nbs/00_foundations/03_lm.ipynb #1bc1184d
+# %% ../nbs/00_foundations/03_lm.ipynb #59b7fde6
 class LM(nn.Module):
     "A Llama-family causal language model; `mixer` replaces the attention of every block, `seed` fixes the initial weights."
     can_embed = can_layers = True
@@ -430,7 +431,7 @@ class LM(nn.Module):
         for i in layers:
             x = self.blocks[i](x, cache=None if cache is None else cache[i], positions=positions, mask=windowed if self.has_window(i) else full)
         if cache is not None: cache.advance(counts)
-        losses = {k: v for i in layers for k, v in getattr(self.blocks[i].mixer, "losses", {}).items()}
+        losses = {k: v for m in (self.blocks[i].mixer for i in layers) if not isinstance(m, Attention) for k, v in getattr(m, "losses", {}).items()}
         return LMOutput(self.logits(x) if self.config.n_layers - 1 in layers else None, x, losses)
 
 # %% ../nbs/00_foundations/03_lm.ipynb #deebd029
@@ -480,14 +481,14 @@ def mask_of(mask, T:int, device)->Tensor|None:
     if mask.dtype != torch.bool or mask.ndim < 2 or mask.shape[-2] != T: raise ValueError(f"mask is {mask.dtype} of shape {tuple(mask.shape)}: give bool (T, T), (B, T, T) or (B, T, S) with T={T}; True: may see")
     return mask
 
-# %% ../nbs/00_foundations/03_lm.ipynb #9533e169
+# %% ../nbs/00_foundations/03_lm.ipynb #a4e6cb7a
 @patch
 def slide(self:LM, full, base, positions, cache, given, segments):
     "The mask of windowed layers: `full`, and the window where it is shorter than what has been seen."
     T, w, dev = positions.shape[1], self.config.window, positions.device
     moved = cache is not None and (given or cache.store.positions is not None)
     keys = cache.place(positions) if moved else None                     # positions of all keys, where they differ from the slots
-    if w is None or max(base, default=0) + T <= w: return full
+    if w is None or max(base, default=0) + T <= w and not given and keys is None: return full
     if keys is None: keys = torch.arange(max(base) + T, device=dev)[None] if cache is not None or not given else positions
     return (visible(base, T, device=dev) if full is None else full) & near(positions, keys, w)
 
