@@ -342,7 +342,7 @@ def commit(row:Row, step:Step)->bool:
     if stopped: row.finish = "stop"
     return stopped or c.left == 0
 
-# %% ../../nbs/09_speculative/01_speculate.ipynb #1177d261
+# %% ../../nbs/09_speculative/01_speculate.ipynb #dccdfd20
 def settle(meter:Meter, cache, rows:list[Row], steps:list[Step], keep:list[int], before):
     "Of what the last call wrote keep the accepted part, for the rows `keep`; `before` is a snapshot where the cache needs one."
     kept = [list(range(len(r.context.pending))) + [len(r.context.pending) + i for i in s.path] for r, s in zip(rows, steps)]
@@ -355,7 +355,7 @@ def settle(meter:Meter, cache, rows:list[Row], steps:list[Step], keep:list[int],
     if before is not None and not full:
         again = [rows[j].context.pending + steps[j].draft.tokens[steps[j].path].tolist() for j in keep]
         width = max(map(len, again))
-        meter.target(torch.tensor([a + [-1]*(width - len(a)) for a in again]).to(meter.lm.device), counts=[len(a) for a in again], cache=cache)
+        if width: meter.target(torch.tensor([a + [-1]*(width - len(a)) for a in again]).to(meter.lm.device), counts=[len(a) for a in again], cache=cache)
 
 # %% ../../nbs/09_speculative/01_speculate.ipynb #14c834c9
 def helpers(drafter)->list[nn.Module]:
@@ -483,11 +483,12 @@ class ModelDrafter(Drafter):
         if depth > 0: self.grow(context, depth)
         return self.tree
 
-# %% ../../nbs/09_speculative/01_speculate.ipynb #8f289cf3
+# %% ../../nbs/09_speculative/01_speculate.ipynb #2375e1ef
 @patch
 def grow(self:ModelDrafter, context:Context, depth:int):
     "Build the tree level by level."
     n = int(self.cache.lengths[0])
+    if n == len(context.ids): n -= 1; self.cache.rollback([n])       # after a path without a next token: read its end again
     logits = self.lm(torch.tensor([context.ids[n:]], device=self.lm.device), cache=self.cache).logits[0, -1:]   # (1, V)
     self.base, self.saved = len(context.ids), None if self.cache.can_rollback else self.cache.snapshot()
     tree, frontier = self.tree, [-1]
