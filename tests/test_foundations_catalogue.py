@@ -102,14 +102,21 @@ def test_benchmarks_and_strangers_are_not_claims(results):
     write(results, "spectr", "partly")
     (results/"spectr.json").rename(results/"kangaroo.json")    # the name of the file is not its slug
     (results/"speed.json").write_text('{"tokens/s": 900}')
+    (results/"flops.json").write_text('{"kind": "benchmark", "slug": "flops", "verdict": "reproduced"}')
     (results/"list.json").write_text("[1, 2]")
     (results/"spectr.json.tmp").write_text("{")
-    assert not {"generate", "kangaroo", "speed", "list"} & stored([results]).keys()
+    assert not {"generate", "kangaroo", "speed", "flops", "list"} & stored([results]).keys()
 
 
 def test_a_broken_file_does_not_take_the_table_down(results, built):
     (results/"kangaroo.json").write_text('{"kind": "cl')
     assert papers().set_index("slug").verdict["kangaroo"] == "unreadable"
+
+
+def test_a_verdict_that_is_none_of_the_three_is_unreadable(results, built):
+    write(results, "kangaroo", "great")
+    (results/"spectr.json").write_text('{"kind": "claim", "slug": "spectr"}')
+    assert set(papers().set_index("slug").verdict[["kangaroo", "spectr"]]) == {"unreadable"}
 
 
 def test_own_results_come_before_the_packaged_ones(tmp_path):

@@ -282,6 +282,9 @@ def test_an_old_result_stays_whole_while_a_new_one_fails(fakes, monkeypatch):
 
 def test_killed_in_the_middle_nothing_half_written_is_left(tmp_path):
     "A real process, killed while it measures seed after seed; the second run counts on the first one's seeds."
+    (tmp_path/"tokenlab"/"data").mkdir(parents=True)                # a copy, so that nobody edits the package in between
+    for name in ("__init__.py", "registry.py", "catalogue.py", "claims.py", "data/papers.json"):
+        (tmp_path/"tokenlab"/name).write_bytes((registry.PACKAGE/name).read_bytes())
     script = tmp_path/"job.py"
     script.write_text('import sys, time\nfrom tokenlab.claims import claim, run_claim\n'
                       '@claim("job", text="t", source="s", metric="m", baseline="b", method="m", setting="s", margin=0.)\n'

@@ -10,8 +10,8 @@ from pathlib import Path
 from .registry import PACKAGE, command, implements, registered
 
 # %% auto #0
-__all__ = ['STAGES', 'nearest', 'paper', 'url', 'implementations', 'results_dir', 'stored', 'papers', 'papers_markdown',
-           'implements']
+__all__ = ['STAGES', 'VERDICTS', 'nearest', 'paper', 'url', 'implementations', 'results_dir', 'stored', 'papers',
+           'papers_markdown', 'implements']
 
 # %% ../nbs/00_foundations/01_catalogue.ipynb #c7c26e2b
 _all_ = ["implements"]
@@ -64,7 +64,9 @@ def results_dir()->Path: # It may not exist yet
     root = next((p for p in (here, *here.parents) if (p/"settings.ini").is_file() and (p/"tokenlab").is_dir()), here)
     return root/"results"
 
-# %% ../nbs/00_foundations/01_catalogue.ipynb #af0d8eae
+# %% ../nbs/00_foundations/01_catalogue.ipynb #17017b52
+VERDICTS = ("reproduced", "partly", "not reproduced")
+
 def stored(folders:list[Path]|None=None)->dict[str, dict]: # Slug to result, with its `path`
     "All stored results of claims; a file that cannot be read has the verdict 'unreadable'."
     found = {}
@@ -72,7 +74,8 @@ def stored(folders:list[Path]|None=None)->dict[str, dict]: # Slug to result, wit
         try: result = json.loads(path.read_text(encoding="utf8"))
         except ValueError: result = {"kind": "claim", "slug": path.stem, "verdict": "unreadable"}
         if isinstance(result, dict) and result.get("kind") == "claim" and result.get("slug") == path.stem:
-            found.setdefault(path.stem, result | {"path": str(path)})
+            known = {"verdict": result.get("verdict") if result.get("verdict") in VERDICTS else "unreadable", "path": str(path)}
+            found.setdefault(path.stem, result | known)
     return found
 
 # %% ../nbs/00_foundations/01_catalogue.ipynb #779b278e
@@ -90,15 +93,15 @@ def papers(
     columns = ["slug", "title", "id", "year", "stage", "status", "verdict"]
     return pd.DataFrame([row for row in rows if status in (None, row["status"], row["verdict"])], columns=columns)
 
-# %% ../nbs/00_foundations/01_catalogue.ipynb #2d1e74a1
+# %% ../nbs/00_foundations/01_catalogue.ipynb #b83703df
 def standing(slug:str, built:dict, results:dict)->dict: # status, verdict
     "How far one paper is, from what is built and what is stored."
     if slug not in built: return {"status": "planned", "verdict": ""}
     if slug not in results: return {"status": "built", "verdict": ""}
-    return {"status": "claimed", "verdict": results[slug].get("verdict", "unreadable")}
+    return {"status": "claimed", "verdict": results[slug]["verdict"]}
 
-# %% ../nbs/00_foundations/01_catalogue.ipynb #718ab71c
-STATUSES = ("planned", "built", "claimed", "reproduced", "partly", "not reproduced", "unreadable")
+# %% ../nbs/00_foundations/01_catalogue.ipynb #35a93fc4
+STATUSES = ("planned", "built", "claimed", *VERDICTS, "unreadable")
 
 def check_filters(stage:str|None, status:str|None):
     "Refuse a stage or a status that does not exist."
