@@ -268,6 +268,20 @@ def test_seeds_of_another_claim_or_code_are_not_mixed_in(fakes, monkeypatch, cap
     assert CALLS == [0, 1, 2]*4 and capsys.readouterr().err.count("starting over") == 2
 
 
+def test_code_and_commit_are_those_the_run_began_with(fakes, monkeypatch):
+    "The tree is edited and committed while seed 1 runs: the result must speak for what was loaded."
+    tree = {"commit": "old", "code": "1"}
+    def run(seed):
+        if seed == 1: tree.update(commit="new", code="2")
+        return {"baseline": 1., "method": 3.}
+    run.__module__, run.__name__ = __name__, "run_edited"
+    claim("edited", **SAID, margin=1.)(run)
+    monkeypatch.setattr(module, "commit", lambda: {"commit": tree["commit"], "dirty": False})
+    monkeypatch.setattr(module, "claim_digest", lambda entry: tree["code"])
+    result = run_claim("edited")
+    assert (result["commit"], result["code"]) == ("old", "1") and claims().set_index("slug").stale["edited"] == "code changed"
+
+
 def test_an_old_result_stays_whole_while_a_new_one_fails(fakes, monkeypatch):
     run_claim("true-effect")
     before = (fakes/"true-effect.json").read_bytes()

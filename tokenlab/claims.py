@@ -129,14 +129,19 @@ def find_claim(slug:str)->Entry: # Its options are those of the decorator
     listed = ", ".join(slugs[:30]) + ", and more (see `tokenlab claims`)"*(len(slugs) > 30)
     raise ValueError(f"{what}. Slugs with a claim: {listed or 'none yet'}")
 
-# %% ../nbs/00_foundations/08_claims.ipynb #e3c09578
+# %% ../nbs/00_foundations/08_claims.ipynb #1d43ee32
 def environment()->dict: # device, versions, commit, dirty
     "Device, versions and commit of this process."
     import numpy, torch
-    device = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": None}
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0: device["gpu"] = torch.cuda.get_device_name()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__, "tokenlab": tokenlab.__version__}
-    return {"device": device, "versions": versions, **commit()}
+    return {"device": device(), "versions": versions, **commit()}
+
+# %% ../nbs/00_foundations/08_claims.ipynb #9851f3c0
+def device()->dict: # cpu, cores, threads, gpu
+    "What this process computes on."
+    import torch
+    used = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name() if used else None}
 
 # %% ../nbs/00_foundations/08_claims.ipynb #15217fe2
 def cpu_name()->str:
@@ -199,23 +204,23 @@ def kept(path:Path, key:dict)->dict[str, dict]: # Seed to values, seconds and en
     print(f"{path.name}: measured with another claim, package or device; starting over", file=sys.stderr)
     return {}
 
-# %% ../nbs/00_foundations/08_claims.ipynb #20ce2a26
+# %% ../nbs/00_foundations/08_claims.ipynb #98b9c05f
 def measure(entry:Entry, run:Callable, seeds:int, aside:Path)->list[dict]: # One dict of values, seconds and environment a seed
     "Call `run` for each seed that is not put aside yet."
     from tqdm.auto import tqdm
-    device = environment()["device"]
-    key = {"options": entry.options, "code": digest(sorted(PACKAGE.rglob("*.py"))), "claim": claim_digest(entry), "device": device | {"gpu": None}}
+    here = environment() | {"code": claim_digest(entry)}  # before the first seed: the tree may change while it runs
+    key = {"options": entry.options, "code": here["code"], "package": digest(sorted(PACKAGE.rglob("*.py"))), "device": here["device"] | {"gpu": None}}
     done = kept(aside, key)
     for seed in tqdm(range(seeds), desc=entry.name, unit="seed", disable=None):
         if str(seed) in done: continue
         start = time.perf_counter()
         try: values = checked(run(seed), entry.name, seed)
         except BaseException as e: e.add_note(f"in seed {seed} of claim {entry.name!r}; {len(done)} seeds are kept in {aside}"); raise
-        done[str(seed)] = {"values": values, "seconds": time.perf_counter() - start, "environment": environment()}
+        done[str(seed)] = {"values": values, "seconds": time.perf_counter() - start, "environment": here | {"device": device()}}
         write_json(aside, {"key": key, "seeds": done})
     return [done[str(seed)] for seed in range(seeds)]
 
-# %% ../nbs/00_foundations/08_claims.ipynb #b43f5017
+# %% ../nbs/00_foundations/08_claims.ipynb #8003b9df
 def summary(entry:Entry, runs:list[dict])->dict: # What is stored
     "Everything that is stored about a measured claim."
     names = list(runs[0]["values"])
@@ -226,7 +231,7 @@ def summary(entry:Entry, runs:list[dict])->dict: # What is stored
     said = verdict(values["baseline"], values["method"], **{k: entry.options[k] for k in ("better", "factor", "margin")})
     return {"kind": "claim", "slug": entry.name, **entry.options, **asdict(said), "seeds": list(range(len(runs))), "values": values, "mean": mean,
             "spread": spread, "seconds": round(sum(r["seconds"] for r in runs), 3), "seconds_per_seed": [round(r["seconds"], 3) for r in runs],
-            **runs[-1]["environment"], "code": claim_digest(entry), "object": f"{entry.module}:{entry.object}"}
+            **runs[-1]["environment"], "object": f"{entry.module}:{entry.object}"}
 
 # %% ../nbs/00_foundations/08_claims.ipynb #78d2a3e1
 def run_claim(
