@@ -1,5 +1,6 @@
 "The tokenizer protocol: exact return, special tokens, files."
 import json
+from pathlib import Path
 import numpy as np
 import pytest, torch
 from hypothesis import given, strategies as st
@@ -128,6 +129,13 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(ByteTokenizer, "to_json", lambda self: {"model": object()})
     with pytest.raises(TypeError): tok.save(tmp_path)
     assert path.read_text() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_interrupted_save_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def stop(self, target): raise OSError("disk full")
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(OSError, match="disk full"): tok.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_subclass_must_say_how_it_cuts():
