@@ -437,6 +437,8 @@ def test_hflm_ragged_rollback_rows(name):
     out = box(tokens(2, 2, seed=2), cache=cache).logits
     near(out[0], one(0, torch.cat([ids[2, :11], new[2, :1], tokens(2, 2, seed=2)[0]]))[-2:])
     near(out[1], one(1, torch.cat([ids[1, :4], new[1, :2], tokens(2, 2, seed=2)[1]]))[-2:])
+    cache.rollback(0)
+    near(box(ids[:2], cache=cache).logits, hf(ids[:2]).logits)
     rows = generate(box, [ids[b, :n].tolist() for b, n in enumerate([16, 4, 11])], max_new_tokens=12)
     for b, n in enumerate([16, 4, 11]): assert rows[b].ids == generate(box, ids[b, :n].tolist(), max_new_tokens=12).ids
 
@@ -486,7 +488,9 @@ def test_hflm_train_eval_and_errors():
 
 def test_transformers_missing(monkeypatch):
     box = HFLM(gpt2())
+    with pytest.raises(ValueError, match="AutoModelForCausalLM.from_pretrained"): HFLM("gpt2")
     monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match="tokenlaboratory"): HFLM("gpt2")
     with pytest.raises(ImportError, match=r"pip install 'tokenlaboratory\[hf\]'"): box.new_cache()
 
 
@@ -541,4 +545,6 @@ def test_bits_errors(lm):
         with pytest.raises(ValueError, match="at least one byte"): bits_per_byte(lm, Bytes(), texts)
     for bad in (dict(seq_len=0), dict(seq_len=999), dict(seq_len=8, stride=9), dict(stride=0)):
         with pytest.raises(ValueError, match="1 <= stride <= seq_len"): bits_per_byte(lm, Bytes(), "abc", **bad)
+    class Foreign: encode = staticmethod(lambda text: [V])
+    with pytest.raises(ValueError, match="this model's tokenizer"): bits_per_byte(lm, Foreign(), "abc")
     assert bits_per_byte(lm, Bytes(), "abc") == pytest.approx(bits_per_byte(lm, Bytes(), ["abc"]))

@@ -650,7 +650,7 @@ def nbytes(self:HFCache)->int:
     held = [t for layer in self.past.layers for x in vars(layer).values() for t in (x.values() if isinstance(x, dict) else [x]) if isinstance(t, Tensor)]
     return sum(t.numel()*t.element_size() for t in held)
 
-# %% ../nbs/00_foundations/03_lm.ipynb #d7844393
+# %% ../nbs/00_foundations/03_lm.ipynb #4b7c3f69
 class HFLM(nn.Module):
     "Any `transformers` causal language model, called like an `LM`."
     can_layers = False
@@ -658,6 +658,7 @@ class HFLM(nn.Module):
 
     def __init__(self, model:nn.Module):
         super().__init__()
+        if not isinstance(model, nn.Module): raise ValueError(f"HFLM wraps a loaded model, not {model!r}: give {need_transformers().__name__}.AutoModelForCausalLM.from_pretrained(...)")
         self.model, self.config = model, hf_config(model)
         self.takes = frozenset(inspect.signature(model.forward).parameters)
         self.train(model.training)
@@ -790,13 +791,14 @@ def bits_per_byte(
     finally: lm.train(training)
     return total/math.log(2)/size
 
-# %% ../nbs/00_foundations/03_lm.ipynb #8d59f128
+# %% ../nbs/00_foundations/03_lm.ipynb #b368eef3
 def scored_windows(c, rows:list[list[int]], seq_len:int, stride:int)->tuple[list[tuple], int]:
     "(inputs, targets) of all windows, longest first, targets that do not count -1; and how many first tokens have nothing to be predicted from."
     eos = getattr(c, "eos_id", None)
     start = next((i for i in (getattr(c, "bos_id", None), eos[0] if isinstance(eos, tuple) else eos) if i is not None), None)
     pieces, free = [], 0
     for ids in rows:
+        if ids and not 0 <= min(ids) <= max(ids) < c.vocab_size: raise ValueError(f"the tokenizer gives ids outside 0..{c.vocab_size - 1}: is it this model's tokenizer?")
         if ids and start is None: free += 1
         elif ids and ids[0] != start: ids = [start, *ids]
         for a, b, first in windows(len(ids) - 1, seq_len, stride):
