@@ -494,7 +494,7 @@ class Compiled:
             self.call = self.model
             return self.model(*args, **kwargs)
 
-# %% ../nbs/00_foundations/06_training.ipynb #76fccedb
+# %% ../nbs/00_foundations/06_training.ipynb #356af31c
 def fit(
     model:nn.Module,                        # Returns an LMOutput (logits, losses); trained in place, on the device where it is
     batches:Callable|Iterable,              # step -> batch, as `shuffled` makes; or an iterable of batches
@@ -524,7 +524,7 @@ def fit(
     run.schedule = lambda step: lr_factor(step, steps, warmup, 0.1 if min_lr is None else min_lr/lr)
     run.call = Compiled(model) if compile else model
     run.optimizer = make_optimizer(optimizer, param_groups(model, lr=lr, weight_decay=weight_decay, groups=groups), groups)
-    settings = run.settings(lr=lr, min_lr=min_lr, warmup=warmup, weight_decay=weight_decay, groups=groups, optimizer=name_of(optimizer))
+    settings = run.settings(lr=lr, min_lr=min_lr, warmup=warmup, weight_decay=weight_decay, groups=groups, optimizer=[type(run.optimizer).__name__, run.optimizer.defaults])
     if checkpoint is not None: run.resume(Path(checkpoint), settings, resume)
     every = lambda n: max(1, steps//10) if n is None else n
     run.loop(every(valid_every), None if checkpoint is None else Path(checkpoint), every(save_every), keep, settings, lr, progress, in_notebook() if plot is None else plot, on_step)
