@@ -69,7 +69,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file matches"): load(str(tmp_path/"*.nope"))
     with pytest.raises(FileNotFoundError, match="no file or folder"): load(tmp_path/"nope")
     with pytest.raises(ValueError, match="unknown corpus 'shakespear'.*did you mean shakespeare"): load("shakespear")
-    with pytest.raises(ValueError, match="Known are python-code"): load("qqqq")
+    with pytest.raises(ValueError, match="choose from python-code"): load("qqqq")
     with pytest.raises(ValueError, match="choose from train"): load("python-code", split="validation")
     with pytest.raises(ValueError, match="no text"): load(tmp_path, streaming=True)
 
@@ -319,6 +319,7 @@ def test_hub(monkeypatch):
     import datasets
     rows = datasets.Dataset.from_dict({"content": [f"row {i}" for i in range(100)], "n": range(100)}).to_iterable_dataset()
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.IterableDatasetDict(train=rows))
+    monkeypatch.setattr(corpora, "at_hand", lambda: None)
     data = list(load("hub:someone/something", split="valid"))
     assert data and all(r.keys() == {"text", "source"} and split_of(r["source"]) == "valid" for r in data)
     assert len(list(load("hub:someone/something"))) == 100
@@ -326,6 +327,27 @@ def test_hub(monkeypatch):
     def offline(*a, **k): raise ConnectionError("no route")
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(ConnectionError, match="go online"): load("hub:someone/something")
+    def missing(*a, **k): raise datasets.exceptions.DatasetNotFoundError("no such")
+    monkeypatch.setattr(datasets, "load_dataset", missing)
+    with pytest.raises(FileNotFoundError, match="check the id"): load("hub:someone/something")
+
+
+def test_hub_own_splits(monkeypatch):
+    import datasets
+    parts = {n: datasets.Dataset.from_dict({"text": [f"{n} {i}" for i in range(5)]}).to_iterable_dataset() for n in ("train", "validation")}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.IterableDatasetDict(parts))
+    monkeypatch.setattr(corpora, "at_hand", lambda: None)
+    assert [r["text"] for r in load("hub:a/b", split="valid")] == [f"validation {i}" for i in range(5)]
+    assert [r["text"] for r in load("hub:a/b", split="train")] == [f"train {i}" for i in range(5)]
+
+
+def test_hub_offline_is_said_at_once(monkeypatch):
+    import time
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match="no network.*go online"): load("hub:someone/something")
+    assert time.perf_counter() - start < 5
 
 
 def test_import_is_light():

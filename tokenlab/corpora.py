@@ -354,14 +354,14 @@ def fits(parts:Sequence[str], pattern:Sequence[str])->bool:
     if pattern[0] == "**" and fits(parts, pattern[1:]): return True
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and fits(parts[1:], pattern if pattern[0] == "**" else pattern[1:])
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #8153a693
+# %% ../nbs/00_foundations/02_corpora.ipynb #bd287f1d
 def nearest(word:str, known:Iterable[str])->str:
     "What a word may have meant, in words."
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known[:30])}{', ...' if len(known) > 30 else ''}."
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #fa6184f6
+# %% ../nbs/00_foundations/02_corpora.ipynb #5b289bc8
 def find(name:str)->tuple[list[tuple[str, str]], bool]: # ((path, source) of each file, whether `name` is one file)
     "The files that a path or a glob names."
     path = os.path.expanduser(name)
@@ -370,7 +370,7 @@ def find(name:str)->tuple[list[tuple[str, str]], bool]: # ((path, source) of eac
     if glob.has_magic(path): return matching(path), False
     known = [*BUILT_IN, *MIRRORED]
     if os.sep in name or "." in name: raise FileNotFoundError(f"no file or folder {name!r}")
-    raise ValueError(f"unknown corpus {name!r}: {nearest(name, known)} Known are {', '.join(known)}, any file, folder or glob, and hub:<id>")
+    raise ValueError(f"unknown corpus {name!r}: {nearest(name, known)} A file, a folder, a glob and hub:<id> work too")
 
 # %% ../nbs/00_foundations/02_corpora.ipynb #549f1256
 BUILT_IN = {"python-code": python_code, "python-docs": python_docs}
@@ -461,18 +461,30 @@ def nothing(name:str, split:str|None, counts:dict[str, Counter])->str:
     hint = "name the text's column of the JSON lines with column=" if any(c["malformed"] for c in counts.values()) else "give a file, folder or glob with UTF-8 text"
     return f"corpus {name!r} has no text ({summary(counts)}): {hint}"
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #ee6fdc39
+# %% ../nbs/00_foundations/02_corpora.ipynb #ec105c44
 def from_hub(id:str, split:str|None, column:str|None)->IterableDataset:
     "A data set of the Hugging Face hub (`owner/name` or `owner/name:config`), streamed."
     from datasets import load_dataset
     repo, _, config = id.partition(":")
-    try: parts = load_dataset(repo, config or None, streaming=True)
-    except ValueError: raise
-    except Exception as error:
-        raise ConnectionError(f"hub:{id} cannot be reached ({type(error).__name__}): go online, check the id, or give a local file or folder") from None
+    try:
+        at_hand()
+        parts = load_dataset(repo, config or None, streaming=True)
+    except FileNotFoundError: raise FileNotFoundError(f"the hub has no public data set {repo!r}: check the id (owner/name, or owner/name:config)") from None
+    except OSError as error:
+        raise ConnectionError(f"hub:{id} cannot be reached ({error}): go online, or give a local file or folder") from None
     name = next((n for n in dict(train=("train",), valid=("validation", "valid", "dev"), test=("test",)).get(split, ("train",)) if n in parts), None)
     data = parts[name or "train"] if name or "train" in parts else next(iter(parts.values()))
     return as_documents(data, repo, column, split if split and len(parts) == 1 or not name else None)
+
+# %% ../nbs/00_foundations/02_corpora.ipynb #88bd44ff
+def at_hand():
+    "`OSError` if the hub does not answer."
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE: raise OSError("HF_HUB_OFFLINE is set")
+    try: urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+    except HTTPError: pass  # it answers
 
 # %% ../nbs/00_foundations/02_corpora.ipynb #1b61ee01
 def as_documents(data:IterableDataset, repo:str, column:str|None, split:str|None)->IterableDataset:
