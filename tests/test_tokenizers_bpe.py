@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, tokenizers
 from hypothesis import given, settings, strategies as st
 from tokenizers import models, pre_tokenizers, trainers
-from tokenlab.tokenizers.bpe import (BPE, BYTE_IDS, PATTERNS, PairIndex, compile_pattern, count_pieces, learn_merges, merge_long, merge_short, split,
+from tokenlab.tokenizers.bpe import (BPE, BYTE_IDS, PATTERNS, PairIndex, compile_pattern, count_pieces, learn_merges, merge_heap, merge_scan, split,
                                      start_ids, train_bpe)
 from tokenlab.tokenizers.core import BYTE_ORDER, ByteTokenizer, Tokenizer, cut, to_chars
 
@@ -120,7 +120,7 @@ def test_heap_equals_scan(piece):
     ranks = {p: r for r, p in enumerate(merges)}
     products = [known[tokens[a] + tokens[b]] for a, b in merges]
     ids = [BYTE_IDS[b"ab! "[i]] for i in piece]
-    assert merge_long(ids, ranks, products) == merge_short(ids, ranks, products)
+    assert merge_heap(ids, ranks, products) == merge_scan(ids, ranks, products)
 
 
 class Counting(dict):
@@ -138,11 +138,11 @@ class Counting(dict):
 def test_long_pieces_are_not_quadratic(trained, text):
     "Counted, not timed: an encoder that rescans the piece looks up some n^2 pairs."
     ranks, n = Counting(trained._ranks), 20_000
-    merge_long([BYTE_IDS[b] for b in (text * n).encode()[:n]], ranks, trained._products)
+    merge_heap([BYTE_IDS[b] for b in (text * n).encode()[:n]], ranks, trained._products)
     assert ranks.looked_up < 10 * n
 
 
-def test_long_pieces_take_the_heap_and_stay_out_of_the_cache(trained):
+def test_long_pieces_are_quick_and_stay_out_of_the_cache(trained):
     plain = BPE(trained.tokens, trained.merges, pattern=None, special_tokens=trained.special_tokens)
     plain._ranks = Counting(plain._ranks)
     assert plain.decode(plain.encode("ab" * 10_000)) == "ab" * 10_000

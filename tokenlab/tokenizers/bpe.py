@@ -15,7 +15,7 @@ from .core import (BYTE_ORDER, CHAR_TO_BYTE, ByteTokenizer, Tokenizer, as_bytes,
 
 # %% auto #0
 __all__ = ['BYTE_IDS', 'PATTERNS', 'NEVER', 'LONG', 'start_ids', 'compile_pattern', 'split', 'count_pieces', 'PairIndex',
-           'learn_merges', 'merge_short', 'merge_long', 'BPE', 'train_bpe', 'from_json', 'growth_html',
+           'learn_merges', 'merge_scan', 'merge_heap', 'BPE', 'train_bpe', 'from_json', 'growth_html',
            'bytes_per_token']
 
 # %% ../../nbs/01_tokenizers/01_bpe.ipynb #b380a46a
@@ -133,15 +133,15 @@ def progress_bar(total:int, show:bool):
     from tqdm import tqdm
     return tqdm(total=total, desc="merges", disable=None if show else True, leave=False)
 
-# %% ../../nbs/01_tokenizers/01_bpe.ipynb #34c505a0
+# %% ../../nbs/01_tokenizers/01_bpe.ipynb #b24f18e3
 NEVER = float("inf")
 
-def merge_short(
+def merge_scan(
     ids:list[int],                          # (n,) ids of the bytes
     ranks:Mapping[tuple[int, int], int],    # pair -> rank of its merge
     products:Sequence[int]                  # rank -> id of the token it makes
 )->list[int]:                               # Ids of the tokens
-    "Merge the pair of lowest rank until none is left: quadratic in n, and the quickest below about 60."
+    "Merge the pair of lowest rank until none is left, looking at all pairs each time: O(n^2)."
     ids = list(ids)
     while len(ids) > 1:
         found = [ranks.get(pair, NEVER) for pair in zip(ids, ids[1:])]
@@ -150,9 +150,9 @@ def merge_short(
         ids[i:i+2] = [products[rank]]
     return ids
 
-# %% ../../nbs/01_tokenizers/01_bpe.ipynb #1e507e9d
-def merge_long(ids:list[int], ranks:Mapping[tuple[int, int], int], products:Sequence[int])->list[int]:
-    "The same as `merge_short`, in O(n log n)."
+# %% ../../nbs/01_tokenizers/01_bpe.ipynb #b7bbcb23
+def merge_heap(ids:list[int], ranks:Mapping[tuple[int, int], int], products:Sequence[int])->list[int]:
+    "The same as `merge_scan`, in O(n log n)."
     ids, n = list(ids), len(ids)
     left, right = list(range(-1, n - 1)), list(range(1, n + 1))
     heap = [(ranks[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in ranks]
@@ -205,8 +205,8 @@ def build_tables(self:BPE):
         if token not in self._ids: raise ValueError(f"merge of {self.tokens[a]!r} and {self.tokens[b]!r} makes no token of the vocabulary")
         self._products.append(self._ids[token])
 
-# %% ../../nbs/01_tokenizers/01_bpe.ipynb #cf65ed1b
-LONG = 64 # bytes; longer pieces go through the heap, and past the cache
+# %% ../../nbs/01_tokenizers/01_bpe.ipynb #482e6a7f
+LONG = 64 # characters of the longest piece that is remembered
 
 @patch
 def encode_piece(self:BPE, piece:str)->list[int]:
@@ -215,7 +215,7 @@ def encode_piece(self:BPE, piece:str)->list[int]:
     if self.ignore_merges and data in self._ids: return [self._ids[data]]
     ids = [self._bytes[b] for b in data]
     if None in ids: raise ValueError(f"byte {data[ids.index(None)]} is not UTF-8, and this vocabulary has no token for it")
-    return (merge_short if len(ids) <= LONG else merge_long)(ids, self._ranks, self._products)
+    return merge_heap(ids, self._ranks, self._products)
 
 @patch
 def encode_pieces(self:BPE, text:str)->list[int]:
