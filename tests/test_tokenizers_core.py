@@ -58,6 +58,13 @@ def test_special_tokens_by_permission():
     assert tok.encode_batch([text], special="allow") == [[97, 256, 98, 257]]
 
 
+def test_a_tokenizer_without_special_tokens_checks_the_argument_too():
+    plain = ByteTokenizer()
+    for special in ("ignore", "allow", "forbid", []): assert plain.encode("a<s>", special=special) == list(b"a<s>")
+    with pytest.raises(ValueError, match="choose"): plain.encode("a", special="yes")
+    with pytest.raises(ValueError, match="no special tokens"): plain.encode("a", special=["<s>"])
+
+
 def test_longest_special_token_wins():
     t = ByteTokenizer(["<a>", "<a>b"])
     assert t.encode("<a>b<a>c", special="allow") == [257, 256, 99]

@@ -63,7 +63,7 @@ def matcher(names:Iterable[str])->re.Pattern|None: # None if there are no names
     if "" in names: raise ValueError("a special token cannot be the empty text")
     return re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #b750ae10
+# %% ../../nbs/01_tokenizers/00_core.ipynb #1495027d
 @patch
 def encode(self:Tokenizer,
     text:str|bytes,                      # What to cut
@@ -72,9 +72,9 @@ def encode(self:Tokenizer,
 )->list[int]:                            # T ids
     "Cut `text` into tokens and return their ids."
     text = as_text(text)
-    if not self._special or special == "ignore": return self.ordinary(text)
+    if special == "ignore": return self.ordinary(text)
     if special == "forbid":
-        if found := self._special.search(text): raise ValueError(f'text contains the special token {found[0]!r}: pass special="ignore" or "allow"')
+        if self._special and (found := self._special.search(text)): raise ValueError(f'text contains the special token {found[0]!r}: pass special="ignore" or "allow"')
         return self.ordinary(text)
     ids = []
     for i, part in enumerate(allowed(self, special).split(text)): # odd parts are special tokens
@@ -82,14 +82,16 @@ def encode(self:Tokenizer,
         elif part: ids += self.ordinary(part)
     return ids
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #ba5b9c3f
+# %% ../../nbs/01_tokenizers/00_core.ipynb #2368ca21
+NOTHING = re.compile("((?!))") # matches nowhere
+
 def allowed(tokenizer:Tokenizer, special:str|Iterable[str])->re.Pattern:
     "The pattern of the special tokens that are allowed by `special`."
-    if special == "allow": return tokenizer._special
+    if special == "allow": return tokenizer._special or NOTHING
     if isinstance(special, str): raise ValueError(f'special={special!r}: choose "ignore", "allow", "forbid", or a list of names')
     special = set(special)
     if unknown := special - tokenizer.special_tokens.keys(): raise ValueError(f"no special tokens {sorted(unknown)}: there are {list(tokenizer.special_tokens)}")
-    return matcher(special) or re.compile("((?!))") # an empty list allows none
+    return matcher(special) or NOTHING
 
 # %% ../../nbs/01_tokenizers/00_core.ipynb #db76dd62
 class ByteTokenizer(Tokenizer):
