@@ -3,6 +3,7 @@ import shlex
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
@@ -11,7 +12,19 @@ cfg = config["DEFAULT"]
 extras = {name: shlex.split(cfg[f"{name}_requirements"]) for name in ("hf", "dev")}
 extras["dev"] += extras["hf"]
 
+
+class BuildWithResults(build_py):
+    "The wheel carries the repository's results, so that `tokenlab papers` and `tokenlab claims` know the verdicts."
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        target = Path(self.build_lib, "tokenlab", "data", "results")
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted((here/"results").glob("*.json")): self.copy_file(str(path), str(target))
+
+
 setup(
+    cmdclass={"build_py": BuildWithResults},
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
     long_description=(here / "README.md").read_text(encoding="utf8") if (here / "README.md").exists() else "",
