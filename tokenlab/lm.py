@@ -103,7 +103,7 @@ def rope_frequencies(config:LMConfig)->Tensor: # (d/2,) radians per position
     smooth = ((old/wave - low)/(high - low)).clamp(0, 1)   # 0: long waves, divided; 1: short waves, kept
     return freq*smooth + freq/s["factor"]*(1 - smooth)
 
-# %% ../nbs/00_foundations/03_lm.ipynb #5ee1c934
+# %% ../nbs/00_foundations/03_lm.ipynb #5f8af85a
 class Rope(nn.Module):
     "Rotary position embedding, shared by all layers; remembers the tables of the last `positions` object it was asked for."
     def __init__(self, config:LMConfig):
@@ -120,9 +120,12 @@ class Rope(nn.Module):
             self.seen = positions
         return self.memo
 
-    def forward(self, x:Tensor, positions:Tensor)->Tensor: # x (B, H, T, d)
-        cos, sin = self.tables(positions, x.dtype)
-        return torch.addcmul(x*cos, x.roll(self.half, -1), sin)
+    def turn(self, q:Tensor, k:Tensor, positions:Tensor)->tuple[Tensor, Tensor]: # q (B, H, T, d), k (B, Hkv, T, d)
+        "Queries and keys, turned to their positions."
+        cos, sin = self.tables(positions, q.dtype)
+        return torch.addcmul(q*cos, q.roll(self.half, -1), sin), torch.addcmul(k*cos, k.roll(self.half, -1), sin)
+
+    def forward(self, x:Tensor, positions:Tensor)->Tensor: return self.turn(x, x[:, :0], positions)[0] # x (B, H, T, d)
 
 # %% ../nbs/00_foundations/03_lm.ipynb #d5990b69
 def visible(
@@ -171,7 +174,7 @@ def padding(ids:Tensor|None, positions:Tensor|None)->Tensor|None: # (B, T) bool;
         raise ValueError("padding (-1) stands before a token: put it behind the tokens of its row")
     return pad
 
-# %% ../nbs/00_foundations/03_lm.ipynb #ab482d1c
+# %% ../nbs/00_foundations/03_lm.ipynb #8ed8f789
 class Attention(nn.Module):
     "Multi-head attention with grouped queries; the rule that mixes q, k, v can be swapped."
     def __init__(self, config:LMConfig, rope:Rope, layer:int):
@@ -190,7 +193,8 @@ class Attention(nn.Module):
         split = lambda y: y.view(B, T, -1, self.head_dim)
         q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))   # (B, T, H, d)
         if self.q_norm is not None: q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = self.rope(q.transpose(1, 2), positions), self.rope(k.transpose(1, 2), positions), v.transpose(1, 2) # (B, H, T, d)
+        q, k = self.rope.turn(q.transpose(1, 2), k.transpose(1, 2), positions)          # (B, H, T, d)
+        v = v.transpose(1, 2)
         if cache is not None: k, v = cache.append(k, v)                                 # (B, Hkv, S, d)
         y = self.rule(q, k, v, positions=positions, mask=mask, cache=cache, layer=self.layer)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
@@ -407,7 +411,7 @@ def nbytes(self:Cache)->int:
     states = [t for s in self.store.state for t in s.values() if isinstance(t, Tensor)]
     return sum(t.numel()*t.element_size() for t in [*self.store.k, *self.store.v, *states] if t is not None)
 
-# %% ../nbs/00_foundations/03_lm.ipynb #59b7fde6
+# %% ../nbs/00_foundations/03_lm.ipynb #00d879d8
 class LM(nn.Module):
     "A Llama-family causal language model; `mixer` replaces the attention of every block, `seed` fixes the initial weights."
     can_embed = can_layers = True
@@ -428,10 +432,11 @@ class LM(nn.Module):
         layers = range(self.config.n_layers) if layers is None else layers
         if cache is not None: cache.begin(x.shape[1])
         counts, positions, full, windowed = self.where(x, ids, cache, positions, mask, segments)
+        blocks, losses = list(self.blocks), {}
         for i in layers:
-            x = self.blocks[i](x, cache=None if cache is None else cache[i], positions=positions, mask=windowed if self.has_window(i) else full)
+            x = blocks[i](x, cache=None if cache is None else cache[i], positions=positions, mask=full if windowed is full or not self.has_window(i) else windowed)
+            if not isinstance(blocks[i].mixer, Attention): losses |= getattr(blocks[i].mixer, "losses", {})
         if cache is not None: cache.advance(counts)
-        losses = {k: v for m in (self.blocks[i].mixer for i in layers) if not isinstance(m, Attention) for k, v in getattr(m, "losses", {}).items()}
         return LMOutput(self.logits(x) if self.config.n_layers - 1 in layers else None, x, losses)
 
 # %% ../nbs/00_foundations/03_lm.ipynb #deebd029
