@@ -1,6 +1,6 @@
 "Corpora: ugly input, splits that stay, copies, mirrors; packing against brute force."
 import gzip, json, os
-from collections import Counter
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pytest
@@ -112,8 +112,9 @@ def test_one_file_is_cut_into_passages(tmp_path):
 def test_passages_lose_nothing(seed):
     rng = np.random.default_rng(seed)
     text = "".join(rng.choice(list("ab\n\n é"), size=rng.integers(0, 300)))
-    pieces = passages(text, int(rng.integers(1, 40)))
-    assert "".join(pieces) == text and all(pieces)
+    size = int(rng.integers(1, 40))
+    pieces = passages(text, size)
+    assert "".join(pieces) == text and all(pieces) and all(size <= len(p) <= 2*size for p in pieces[:-1])
 
 
 def test_streaming_gives_the_same(ugly):
@@ -161,8 +162,9 @@ def brute(texts, tokenizer, seq_len, eos):
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_pack_equals_brute_force(seed):
+def test_pack_equals_brute_force(seed, monkeypatch):
     rng = np.random.default_rng(seed)
+    monkeypatch.setattr(corpora, "chunks", partial(corpora.chunks, size=int(rng.integers(1, 80))))
     texts = ["".join(rng.choice(list("abé 語"), size=rng.integers(0 if seed % 2 else 1, 30))) for _ in range(rng.integers(1, 20))]
     tokenizer, eos = (ByteTokenizer([EOS]), ByteTokenizer([EOS]).eos_id) if seed % 2 else (Letters(), None)
     seq_len = int(rng.integers(2, 17))
@@ -197,7 +199,11 @@ def test_pack_drop_last_and_errors():
     assert 256 > pack(["abc"], ByteTokenizer([EOS]), 6, eos_id=-1).ids.max()
 
 
-def test_pack_processes_give_the_same(monkeypatch):
+def test_processes_keep_the_order():
+    assert list(corpora.spread(abs, range(-40, 0), 2)) == list(range(40, 0, -1))
+
+
+def test_pack_processes_give_the_same():
     texts = [chr(97 + i % 26) * 4000 for i in range(300)]
     one, two = (pack(texts, ByteTokenizer([EOS]), 100, processes=p) for p in (1, 2))
     assert np.array_equal(one.ids, two.ids) and np.array_equal(one.starts, two.starts) and one.ids.dtype == np.uint16
