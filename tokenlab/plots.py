@@ -93,7 +93,7 @@ def number(x)->str:
     if 1000 <= abs(x) < 1e9: return f"{x:,.0f}" if abs(x) >= 10_000 else f"{x:.0f}"
     return f"{x:.4g}"
 
-# %% ../nbs/00_foundations/07_plots.ipynb #3ced80d0
+# %% ../nbs/00_foundations/07_plots.ipynb #bd187092
 def bars(
     ax,                              # Axes to draw on
     names:Sequence[str],             # (n,)
@@ -111,7 +111,8 @@ def bars(
     for place, value, at in zip(places, values, drawn + np.where(drawn < 0, -spread, spread)):
         ax.annotate("no value" if math.isnan(value) else number(float(value)), (at, place), xytext=(-4 if at < 0 else 4, 0),
                     textcoords="offset points", va="center", ha="right" if at < 0 else "left", fontsize=9)
-    ax.set_yticks(places, names); ax.invert_yaxis(); ax.grid(False, axis="y"); ax.margins(x=.14)
+    ax.set_yticks(places, names); ax.grid(False, axis="y"); ax.margins(x=.14)
+    if not ax.yaxis_inverted(): ax.invert_yaxis() # axes that share y are turned once
     return made
 
 # %% ../nbs/00_foundations/07_plots.ipynb #8f46b089
