@@ -19,12 +19,12 @@ from .lm import LMOutput
 
 # %% auto #0
 __all__ = ['next_targets', 'Loss', 'Corruption', 'TokenWeights', 'next_token', 'micro_batches', 'weighted_sum', 'call_model',
-           'mix', 'backward', 'has_bf16', 'autocast', 'dtype_of', 'shuffled', 'stepwise', 'checked', 'lr_factor',
-           'kinds', 'param_groups', 'adamw', 'join_processes', 'all_sum', 'sum_gradients', 'sum_dict',
-           'scale_gradients', 'History', 'tensors_of', 'split_state', 'write_checkpoint', 'digest', 'sync',
-           'saved_steps', 'read_state', 'newest', 'load_checkpoint', 'flat_settings', 'mean_loss', 'device_of',
-           'vocab_of', 'to_device', 'in_notebook', 'Watcher', 'Compiled', 'fit', 'check_settings', 'make_optimizer',
-           'name_of', 'Run']
+           'mix', 'reseed', 'backward', 'has_bf16', 'autocast', 'dtype_of', 'shuffled', 'stepwise', 'checked',
+           'lr_factor', 'kinds', 'param_groups', 'adamw', 'orthogonalise', 'Muon', 'matrix_update', 'adam_update',
+           'muon', 'join_processes', 'all_sum', 'sum_gradients', 'sum_dict', 'scale_gradients', 'History', 'tensors_of',
+           'split_state', 'write_checkpoint', 'digest', 'sync', 'saved_steps', 'read_state', 'newest',
+           'load_checkpoint', 'flat_settings', 'mean_loss', 'device_of', 'vocab_of', 'to_device', 'in_notebook',
+           'Watcher', 'Compiled', 'fit', 'check_settings', 'make_optimizer', 'name_of', 'Run']
 
 # %% ../nbs/00_foundations/06_training.ipynb #9206fe3e
 def next_targets(batch:dict)->Tensor: # (B, T) int64
@@ -91,10 +91,15 @@ def call_model(model:nn.Module, batch:dict)->LMOutput:
     if segments is None or bool(((segments == segments[:, :1]) | (ids < 0)).all()): return model(ids)
     return model(ids, segments=segments)
 
-# %% ../nbs/00_foundations/06_training.ipynb #7e00b891
+# %% ../nbs/00_foundations/06_training.ipynb #1dea3adb
 def mix(*numbers:int)->int: # 63 bits
     "One seed out of several numbers."
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
+
+def reseed(seed:int, device:torch.device):
+    "Seed the generators that a model on `device` draws from."
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda": torch.cuda.manual_seed(seed)
 
 def backward(model, batch:dict, *, loss:Loss=next_token, weights:TokenWeights|None=None, forward:Callable=call_model, dtype:torch.dtype=torch.float32)->dict[str, float]:
     "Add the gradient of the weighted SUM of one micro-batch; returns the sums: loss, weight, and each loss of the model."
@@ -218,6 +223,60 @@ def adamw(groups:list[dict], *, betas:tuple[float, float]=(0.9, 0.95), eps:float
     "AdamW over groups that `param_groups` made; `partial(adamw, betas=...)` changes its options."
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for g in groups for p in g["params"])
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
+
+# %% ../nbs/00_foundations/06_training.ipynb #eb8d17e4
+def orthogonalise(
+    x:Tensor,            # (..., m, n)
+    *, steps:int=5,      # Fast steps: all singular values come to between 0.68 and 1.14
+    polish:int=0,        # Exact steps after them: each cubes the distance from 1
+    dtype:torch.dtype=torch.float32, # bfloat16 is precise enough for training
+)->Tensor: # (..., m, n)
+    "The polar factor U V' of x = U S V', by Newton-Schulz iterations."
+    fast, exact = (3.4445, -4.7750, 2.0315), (15/8, -10/8, 3/8)          # odd polynomials a s + b s^3 + c s^5 of a singular value s
+    y = (x.mT if x.shape[-2] > x.shape[-1] else x).to(dtype)             # wide: the square below is the smaller one
+    y = y/(y.norm(dim=(-2, -1), keepdim=True) + 1e-12)                   # singular values at most 1
+    for a, b, c in [fast]*steps + [exact]*polish:
+        s = y @ y.mT
+        y = a*y + (b*s + c*(s @ s)) @ y
+    return (y.mT if x.shape[-2] > x.shape[-1] else y).to(x.dtype)
+
+# %% ../nbs/00_foundations/06_training.ipynb #de0fa722
+class Muon(torch.optim.Optimizer):
+    "Orthogonalised momentum for hidden matrices, AdamW for all other parameters."
+    def __init__(self, groups:list[dict], lr:float=3e-3, weight_decay:float=0.1, momentum:float=0.95, betas:tuple[float, float]=(0.9, 0.95), eps:float=1e-8, steps:int=5):
+        super().__init__(groups, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, betas=betas, eps=eps, steps=steps))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        "One update; a group whose `kind` is 'matrix' is orthogonalised."
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for g in self.param_groups:
+            for p in g["params"]:
+                if p.grad is None: continue
+                p.mul_(1 - g["lr"]*g["weight_decay"])
+                (matrix_update if g.get("kind") == "matrix" and p.ndim == 2 else adam_update)(p, self.state[p], g)
+        return loss
+
+# %% ../nbs/00_foundations/06_training.ipynb #c30c3854
+def matrix_update(p:Tensor, state:dict, g:dict):
+    "Nesterov momentum, orthogonalised."
+    if not state: state["momentum"] = torch.zeros_like(p)
+    m = state["momentum"].lerp_(p.grad, 1 - g["momentum"])
+    update = orthogonalise(p.grad.lerp(m, g["momentum"]), steps=g["steps"], dtype=torch.bfloat16 if has_bf16(p.device) else torch.float32)
+    p.add_(update, alpha=-0.2*max(p.shape)**0.5*g["lr"])
+
+def adam_update(p:Tensor, state:dict, g:dict):
+    "Adam, as in AdamW."
+    if not state: state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+    (b1, b2), t = g["betas"], state["step"] + 1
+    state["step"] = t
+    m, v = state["m"].lerp_(p.grad, 1 - b1), state["v"].lerp_(p.grad.square(), 1 - b2)
+    p.addcdiv_(m, (v/(1 - b2**t)).sqrt_().add_(g["eps"]), value=-g["lr"]/(1 - b1**t))
+
+# %% ../nbs/00_foundations/06_training.ipynb #2590efaa
+def muon(groups:list[dict], *, momentum:float=0.95, betas:tuple[float, float]=(0.9, 0.95), eps:float=1e-8)->torch.optim.Optimizer:
+    "Muon over groups that `param_groups` made."
+    return Muon(groups, momentum=momentum, betas=betas, eps=eps)
 
 # %% ../nbs/00_foundations/06_training.ipynb #a6a5867c
 def join_processes(device:torch.device)->tuple[int, int]: # rank, number of processes
@@ -494,7 +553,7 @@ class Compiled:
             self.call = self.model
             return self.model(*args, **kwargs)
 
-# %% ../nbs/00_foundations/06_training.ipynb #356af31c
+# %% ../nbs/00_foundations/06_training.ipynb #6ffa4ade
 def fit(
     model:nn.Module,                        # Returns an LMOutput (logits, losses); trained in place, on the device where it is
     batches:Callable|Iterable,              # step -> batch, as `shuffled` makes; or an iterable of batches
@@ -518,6 +577,7 @@ def fit(
 )->History:
     "Train `model` on `batches` for `steps` steps and return what was measured."
     device = device_of(model)
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()): warnings.warn("parameters in half precision swallow small updates: train model.float(); dtype='bfloat16' still multiplies fast", stacklevel=2)
     warmup = min(200, steps//20) if warmup is None else warmup
     check_settings(steps, lr, warmup, accumulate)
     run = Run(model, stepwise(batches), steps, loss, corrupt, weights, forward, clip, accumulate, seed, device, dtype_of(dtype, device), valid)
@@ -574,7 +634,7 @@ class Run:
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.history = History()
 
-# %% ../nbs/00_foundations/06_training.ipynb #2f2737a3
+# %% ../nbs/00_foundations/06_training.ipynb #4bc3be5f
 @patch
 def settings(self:Run, **given)->dict:
     "What must be the same for a run to be the same."
@@ -589,9 +649,11 @@ def resume(self:Run, folder:Path, settings:dict, allowed:bool):
     if folder.exists() and not folder.is_dir(): raise ValueError(f"checkpoint={str(folder)!r} is a file: give a folder")
     found = newest(folder)
     if found: self.history = load_checkpoint(*found, settings, self.model, self.optimizer)
+    if self.rank == 0:
+        for left in folder.glob("tmp-*"): shutil.rmtree(left)     # a write that was killed
     if self.world > 1: dist.barrier()
 
-# %% ../nbs/00_foundations/06_training.ipynb #342d627a
+# %% ../nbs/00_foundations/06_training.ipynb #5a1b1b2e
 @patch
 def batch(self:Run, step:int)->tuple[list[dict], int]: # this process's parts, tokens of the whole batch
     "The batch of a step, corrupted, checked and cut."
@@ -607,7 +669,7 @@ def update(self:Run, step:int)->dict[str, float]: # loss, grad_norm, losses of t
     parts, tokens = self.batch(step)
     sums = {}
     for i, part in enumerate(parts):
-        torch.manual_seed(mix(self.seed, step, self.rank*self.accumulate + i))
+        reseed(mix(self.seed, step, self.rank*self.accumulate + i), self.device)
         found = backward(self.call, to_device(part, self.device), loss=self.loss, weights=self.weights, forward=self.forward, dtype=self.dtype)
         sums = {k: sums.get(k, 0.) + v for k, v in found.items()}
     sums = sum_dict(sums, self.world)
