@@ -16,8 +16,8 @@ from .registry import LIVE, Entry, command, registered
 
 # %% auto #0
 __all__ = ['PLAIN', 'SETTINGS', 'GUIDE', 'app', 'shell_type', 'hints', 'notes', 'shell_parameter', 'returns_data', 'table_text',
-           'show', 'explain', 'guarded', 'adapted', 'help_text', 'built', 'known', 'words', 'Commands', 'unknown',
-           'print_version', 'root', 'main']
+           'records', 'show', 'explain', 'guarded', 'adapted', 'help_text', 'built', 'known', 'words', 'Commands',
+           'unknown', 'print_version', 'root', 'main']
 
 # %% ../nbs/00_foundations/10_cli.ipynb #f56872e3
 PLAIN = (str, int, float, bool, Path)
@@ -155,12 +155,22 @@ def row_lines(row:list[str], sizes:list[int], right:list[bool])->list[str]:
         made.append("  ".join(" "*(s - columns_of(t)) + t if r else t + " "*(s - columns_of(t)) for t, s, r in zip(texts, sizes, right)).rstrip())
     return made
 
-# %% ../nbs/00_foundations/10_cli.ipynb #904361a2
+# %% ../nbs/00_foundations/10_cli.ipynb #f15b477e
+def records(df)->list[dict]:
+    "The rows of a table, as JSON can say them."
+    from pandas import isna
+    def plain(v):
+        if isinstance(v, (list, tuple, dict)): return v
+        if isna(v) or v in (float("inf"), float("-inf")): return None
+        return v.isoformat() if hasattr(v, "isoformat") else v.item() if hasattr(v, "item") else v
+    return [{k: plain(v) for k, v in row.items()} for row in flat(df).to_dict(orient="records")]
+
+# %% ../nbs/00_foundations/10_cli.ipynb #c838c494
 def show(result, *, as_json:bool=False):
     "Print the result of a command."
     if result is None: return
     table = hasattr(result, "to_json") and hasattr(result, "columns")
-    if table and as_json: result = json.loads(flat(result).to_json(orient="records", double_precision=15, date_format="iso"))
+    if table and as_json: result = records(result)
     if as_json or isinstance(result, (dict, list)): text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
     elif table: text = table_text(result, width=shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None)
     else: text = str(result)
@@ -277,7 +287,7 @@ def unknown(word:str, before:Sequence[str], commands:Sequence[str])->str:
     hint = f" Did you mean {' or '.join(near)}?" if near else " `tokenlab --help` lists all."
     return f"no command {asked!r}.{hint}"
 
-# %% ../nbs/00_foundations/10_cli.ipynb #cd98aa46
+# %% ../nbs/00_foundations/10_cli.ipynb #7ace80cb
 GUIDE = """A laboratory for tokens: every idea about them, side by side, on your own data and models.
 
 Each command explains itself: tokenlab COMMAND --help. Tables come as JSON with --json."""
@@ -292,7 +302,8 @@ app = typer.Typer(cls=Commands, help=GUIDE, no_args_is_help=True, rich_markup_mo
 
 @app.callback()
 def root(version:bool=typer.Option(False, "--version", help="Print the version and stop", callback=print_version, is_eager=True),
-         traceback:bool=typer.Option(False, "--traceback", help="Show where an error comes from (so does TOKENLAB_DEBUG=1)")): pass
+         traceback:bool=typer.Option(False, "--traceback", help="Show where an error comes from (so does TOKENLAB_DEBUG=1)")):
+    "Options that belong to no command; `resolve_command` reads them."
 
 # %% ../nbs/00_foundations/10_cli.ipynb #c96c8db7
 def main(args:Sequence[str]|None=None): # Words after `tokenlab`; unset: those of the process

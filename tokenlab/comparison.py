@@ -65,8 +65,8 @@ def run_once(name:str, method:Callable, work_name:str, work, seed:int, budget, m
         run.metrics, run.seconds, run.error = {}, float("nan"), f"{type(e).__name__}: {e}"
     return run
 
-# %% ../nbs/00_foundations/09_comparison.ipynb #d39ecf28
-def gate(runs:list[Run], baseline:str, same:Callable|None):
+# %% ../nbs/00_foundations/09_comparison.ipynb #301e3b43
+def gate(runs:list[Run], baseline:str, same:Callable|None)->list[Run]:
     "Fail the runs of one seed and piece of work whose output is not the baseline's; drop all outputs."
     truth = next(r for r in runs if r.method == baseline)
     for run in runs if same else []:
@@ -74,6 +74,7 @@ def gate(runs:list[Run], baseline:str, same:Callable|None):
         run.error = f"not checked: {baseline} failed" if truth.error else verdict_of(same, truth, run)
         if run.error: run.metrics, run.seconds = {}, float("nan")
     for run in runs: run.output = None
+    return runs
 
 def verdict_of(same:Callable, truth:Run, run:Run)->str|None:
     "None if the outputs agree, else what to say."
@@ -84,7 +85,7 @@ def lengths(a, b)->str:
     "The lengths of two outputs, if they have any and these differ."
     return f": lengths {len(a)} and {len(b)}" if hasattr(a, "__len__") and hasattr(b, "__len__") and len(a) != len(b) else ""
 
-# %% ../nbs/00_foundations/09_comparison.ipynb #ed417559
+# %% ../nbs/00_foundations/09_comparison.ipynb #c14bd0f8
 def compare(
     methods:Mapping[str, Callable],  # Name to method; called as method(work, seed=seed), with budget=budget if one is given
     work,                            # What to do; a dict is several named pieces, each given alone
@@ -101,16 +102,13 @@ def compare(
     baseline = checked_plan(methods, seeds, baseline)
     pieces = work if isinstance(work, Mapping) else {"all": work}
     names, runs = list(methods), []
-    bar = progress_bar(len(names)*len(seeds)*len(pieces), progress)
-    for turn, (seed, piece) in enumerate(product(seeds, pieces)):
-        group = []
-        for name in names[turn % len(names):] + names[:turn % len(names)]:
-            bar.set_postfix_str(f"{name}, seed {seed}")
-            group.append(run_once(name, methods[name], piece, pieces[piece], seed, budget, measure, clock))
-            bar.update()
-        gate(group, baseline, same)
-        runs += group
-    bar.close()
+    with progress_bar(len(names)*len(seeds)*len(pieces), progress) as bar:
+        for turn, (seed, piece) in enumerate(product(seeds, pieces)):
+            group, first = [], turn % len(names)
+            for name in names[first:] + names[:first]:
+                group.append(run_once(name, methods[name], piece, pieces[piece], seed, budget, measure, clock))
+                bar.update()
+            runs += gate(group, baseline, same)
     return table_of(runs, names, list(pieces))
 
 # %% ../nbs/00_foundations/09_comparison.ipynb #c265fffc
@@ -179,7 +177,7 @@ def differences(
     rows = [[m, len(d), wide[baseline].mean(), d.mean(), d.std(), int((d > 0).sum())] for m, d in gaps.items()]
     return pd.DataFrame(rows, columns=["method", "pairs", baseline, "difference", "±", "higher"])
 
-# %% ../nbs/00_foundations/09_comparison.ipynb #60256479
+# %% ../nbs/00_foundations/09_comparison.ipynb #e9d99c6c
 def plot(
     df,                                    # Runs, as `compare` gives them
     metrics:Sequence[str]|None=None,       # Which; unset: the first three
@@ -187,16 +185,14 @@ def plot(
     better:Mapping[str, str]|None=None     # "lower" or "higher" by metric, for the titles
 ):                                         # matplotlib Figure
     "The methods of a comparison as bars with their spread, a dot for each seed."
-    from tokenlab.plots import INK, bars, subplots
+    from tokenlab.plots import bars, subplots
     told, used = summary(df), shared(df)
     metrics = list(metrics or metrics_of(df)[:3])
     if unknown := [m for m in metrics if m not in told]: raise ValueError(f"no metric {unknown}: choose from {', '.join(metrics_of(df))}")
     fig, axs = subplots(1, len(metrics), height=.9 + .42*len(told), sharey=True)
     for ax, metric in zip([axs] if len(metrics) == 1 else axs, metrics):
-        bars(ax, told["method"].tolist(), told[metric], errors=told[f"{metric} ±"])
-        dots = used.groupby(["method", "seed"])[metric].mean().reset_index()
-        places = {m: i for i, m in enumerate(told["method"])}
-        ax.plot(dots[metric], [places[m] for m in dots["method"]], "o", color=INK, markersize=3, alpha=.7)
+        dots = used.groupby(["method", "seed"])[metric].mean()
+        bars(ax, told["method"].tolist(), told[metric], errors=told[f"{metric} ±"], points=[dots[dots.index.get_level_values(0) == m].tolist() for m in told["method"]])
         ax.set(xlabel=metric + (f" ({better[metric]} is better)" if metric in (better or {}) else ""))
     return fig
 

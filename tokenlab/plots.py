@@ -93,27 +93,35 @@ def number(x)->str:
     if 1000 <= abs(x) < 1e9: return f"{x:,.0f}" if abs(x) >= 10_000 else f"{x:.0f}"
     return f"{x:.4g}"
 
-# %% ../nbs/00_foundations/07_plots.ipynb #bd187092
+# %% ../nbs/00_foundations/07_plots.ipynb #5a4e51e8
 def bars(
     ax,                              # Axes to draw on
     names:Sequence[str],             # (n,)
     values:Sequence[float],          # (n,); NaN is shown as "no value"
     *,
     errors:Sequence[float]|None=None, # (n,) spread, drawn on either side
+    points:Sequence[Sequence[float]]|None=None, # (n, any) single runs, drawn as dots
     color:str|Sequence[str]|None=None # One colour, or one for each bar; unset: the first of the palette
 ):                                   # The drawn BarContainer
     "Horizontal bars with their values written out."
-    values = np.asarray(values, dtype=float)
+    values, points = np.asarray(values, dtype=float), points or [[]]*len(values)
     spread = np.zeros(len(values)) if errors is None else np.nan_to_num(np.asarray(errors, dtype=float))
-    if not len(names) == len(values) == len(spread): raise ValueError(f"bars: {len(names)} names, {len(values)} values, {len(spread)} errors")
-    places, drawn = np.arange(len(values)), np.nan_to_num(values)
-    made = ax.barh(places, drawn, color=color or COLORS[0], height=.7, xerr=None if errors is None else spread, error_kw=dict(ecolor=INK, capsize=3, lw=1))
-    for place, value, at in zip(places, values, drawn + np.where(drawn < 0, -spread, spread)):
-        ax.annotate("no value" if math.isnan(value) else number(float(value)), (at, place), xytext=(-4 if at < 0 else 4, 0),
-                    textcoords="offset points", va="center", ha="right" if at < 0 else "left", fontsize=9)
+    if not len(names) == len(values) == len(spread) == len(points): raise ValueError(f"bars: {len(names)} names, {len(values)} values, {len(spread)} errors, {len(points)} lists of points")
+    places, ends = np.arange(len(values)), bar_ends(np.nan_to_num(values), spread, points)
+    made = ax.barh(places, np.nan_to_num(values), color=color or COLORS[0], height=.7, xerr=None if errors is None else spread, error_kw=dict(ecolor=INK, capsize=3, lw=1))
+    for place, value, end, dots in zip(places, values, ends, points):
+        ax.plot(dots, [place]*len(dots), "o", color=INK, markerfacecolor=PAPER, markersize=4, markeredgewidth=.9)
+        ax.annotate("no value" if math.isnan(value) else number(float(value)), (end, place), xytext=(-6 if end < 0 else 6, 0),
+                    textcoords="offset points", va="center", ha="right" if end < 0 else "left", fontsize=9)
     ax.set_yticks(places, names); ax.grid(False, axis="y"); ax.margins(x=.14)
     if not ax.yaxis_inverted(): ax.invert_yaxis() # axes that share y are turned once
     return made
+
+# %% ../nbs/00_foundations/07_plots.ipynb #6d891bed
+def bar_ends(values:np.ndarray, spread:np.ndarray, points:Sequence)->np.ndarray:
+    "Where the number of each bar begins: beyond its error bar and its dots."
+    far = [np.nan_to_num(np.array([v + math.copysign(e, v), *p], dtype=float)) for v, e, p in zip(values, spread, points)]
+    return np.array([f.min() if v < 0 else f.max() for v, f in zip(values, far)])
 
 # %% ../nbs/00_foundations/07_plots.ipynb #8f46b089
 def heat(
@@ -271,7 +279,7 @@ def table_html(
     return ('<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums">'
             f'{title}<thead style="border-bottom:2px solid #8888">{line}{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
-# %% ../nbs/00_foundations/07_plots.ipynb #c8a6c07b
+# %% ../nbs/00_foundations/07_plots.ipynb #daaaabe0
 def column_name(c)->str:
     "Name of a column, also of one with several levels."
     return " ".join(str(p) for p in c if str(p)) if isinstance(c, tuple) else str(c)
@@ -283,4 +291,5 @@ def index_names(df)->list[str]:
 
 def missing(v)->bool:
     "None, NaN, NaT and pandas' NA."
-    return v is None or (v != v) is not False if not isinstance(v, (str, list, tuple, dict, np.ndarray)) else False
+    from pandas import isna
+    return isna(v) is True or (isinstance(v, float) and math.isnan(v))
