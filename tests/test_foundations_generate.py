@@ -90,6 +90,12 @@ def test_top_p_by_definition(values, p):
     assert kept.sum() == 1 or probs[kept].sum() - probs[kept].min() <= p + 1e-9
 
 
+def test_ties_at_the_border_go_to_the_smaller_ids():
+    x = torch.tensor([[0., 2., 0., 0., 0.], [1., 1., 1., 1., 1.]])
+    assert keep_top_p(x, .7).isfinite().tolist() == [[True, True, False, False, False], [True, True, True, True, False]]
+    assert keep_top_p(x, 0.).isfinite().nonzero().tolist() == [[0, 1], [1, 0]]
+
+
 def test_laws_are_laws(lm):
     x = scores("normal").view(7, 1, 200)
     for s in (Sampler(), Sampler(.1), Sampler(1e-9), Sampler(1e9), Sampler(top_k=3, top_p=.2, min_p=.9), greedy, Sampler(0, repetition_penalty=2.)):
@@ -207,6 +213,56 @@ def test_forms_of_a_prompt(lm, kind):
     assert isinstance(many, list) and many[0].ids == want
     padded = generate(lm, torch.tensor([[4, 5, 6, -1], [1, -1, -1, -1]]), max_new_tokens=3)
     assert [r.ids for r in padded] == [r.ids for r in many] and [r.prompt_length for r in padded] == [3, 1]
+
+
+# --- the fast step ------------------------------------------------------------------------------------------------
+
+FAMILIES = [dict(), dict(n_kv_heads=2), dict(n_kv_heads=1), dict(qkv_bias=True), dict(qk_norm=True, head_dim=16), dict(tied=False), dict(window=6), dict(window=6, window_layers=(1,)),
+            dict(rope_scaling={"rope_type": "linear", "factor": 2.}), dict(qk_norm=True, qkv_bias=True, n_kv_heads=2)]
+
+
+@pytest.mark.parametrize("kw", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_the_fast_step_is_the_forward(kw, dtype):
+    from tokenlab.generate import one_token
+    m = LM(LMConfig(V, dim=32, n_layers=2, n_heads=4, max_len=20, **kw), seed=0).eval()
+    for p in m.parameters(): p.normal_(std=.3, generator=torch.Generator().manual_seed(1)) if p.ndim > 1 else p.normal_(1, .3)
+    m.to(dtype)
+    a, b, step = m.new_cache(3, 4), m.new_cache(3, 4), one_token(m)      # a capacity that must grow on the way
+    start = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    m(start, cache=a); m(start, cache=b)
+    for t in range(12):
+        if t == 6: a.rows([2, 0]); b.rows([2, 0])
+        ids = torch.arange(len(a._lengths))[:, None] + t
+        x, y = m(ids, cache=a), step(ids, cache=b)
+        tol = dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=.1, rtol=.05)
+        torch.testing.assert_close(y.logits, x.logits, **tol); torch.testing.assert_close(y.hidden, x.hidden, **tol)
+        assert a._lengths == b._lengths
+    m(ids, cache=a, layers=range(2)); m(ids, cache=b)                     # the caches go on alike
+    torch.testing.assert_close(a.store.k[1][:, :, :16], b.store.k[1][:, :, :16], **tol)
+
+
+def test_the_fast_step_is_only_for_plain_models(lm):
+    import copy
+    from tokenlab.generate import one_token
+    from tokenlab.lm import sdpa, use_rule
+    assert one_token(lm) is not None
+    with use_rule(lm, lambda *a, **k: sdpa(*a, **k)): assert one_token(lm) is None
+    seen, handle = [], lm.blocks[1].mlp.register_forward_hook(lambda *a: seen.append(1))
+    assert one_token(lm) is None
+    generate(lm, [1], max_new_tokens=4)
+    handle.remove()
+    assert len(seen) == 4 and one_token(lm) is not None
+    class Other(LM): pass
+    assert one_token(Other(lm.config)) is None and one_token(Script(b"x")) is None
+    m = copy.deepcopy(lm)
+    m.blocks[0].mlp.up_proj = torch.nn.Sequential(m.blocks[0].mlp.up_proj)
+    assert one_token(m) is None
+    class Id(torch.nn.Module):
+        def forward(self, x, **kw): return x
+    odd = LM(LMConfig(V, dim=16, n_layers=2, n_heads=2, max_len=30), mixer=lambda *a, **k: Id(), seed=0)
+    assert one_token(odd) is None and len(generate(odd, [1, 2], max_new_tokens=3).ids) == 3
 
 
 # --- log-probabilities and counts ---------------------------------------------------------------------------------
