@@ -72,7 +72,7 @@ def distance(law, want): return sum(abs(law.get(k, 0) - want.get(k, 0)) for k in
 
 # ---- exact laws by enumeration
 
-@pytest.mark.parametrize("branching, n", [((1, 1), 3), ((1, 1, 1), 4), ((2,), 3), ((3,), 2), ((2, 1), 3)])
+@pytest.mark.parametrize("branching, n", [((1, 1), 3), ((2,), 3), ((3,), 2), ((2, 1), 3)])
 def test_law_of_the_target_is_kept(branching, n):
     got = spoken_law(n, drafter=ModelDrafter(TableLM(DRAFTS), branching=branching))
     assert abs(sum(got.values()) - 1) < 1e-9
