@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from tokenlab.lm import LM, LMConfig, LMOutput
+from tokenlab.lm import LM, LMConfig, LMOutput, sdpa, use_rule
 from tokenlab import training
-from tokenlab.training import (History, Muon, adamw, call_model, fit, lr_factor, mean_loss, micro_batches, muon, next_targets, next_token,
+from tokenlab.training import (History, Muon, adamw, block_attention, call_model, fit, lr_factor, mean_loss, micro_batches, muon, next_targets, next_token,
                                orthogonalise, param_groups, shuffled, stepwise)
 
 quiet = dict(progress=False, dtype="float32")
@@ -311,6 +311,33 @@ def test_every_block_once_an_epoch(n, batch_size):
 def test_targets_respect_documents():
     batch = {"ids": torch.tensor([[1, 2, 3, 4], [5, 6, -1, -1]]), "segments": torch.tensor([[0, 0, 1, 1], [0, 0, -1, -1]])}
     assert next_targets(batch).tolist() == [[2, -1, 4, -1], [6, -1, -1, -1]]
+
+
+# attention for training on a CPU
+
+@pytest.mark.parametrize("T", [64, 100, 256])
+@pytest.mark.parametrize("kind", ["causal", "packed", "tree", "grouped", "cached"])
+def test_block_attention_is_sdpa(T, kind):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, T, 8, generator=g, requires_grad=True) for _ in range(3))
+    mask = None
+    if kind == "packed":
+        at = (torch.arange(T) > T//3).long() + torch.stack([torch.zeros(T), torch.arange(T) > T - 9]).long()
+        mask = ((at[:, None] == at[..., None]) & torch.ones(T, T, dtype=torch.bool).tril())[:, None]
+    if kind == "tree": mask = torch.rand(T, T, generator=g) < .5; mask |= torch.eye(T, dtype=torch.bool)
+    if kind == "grouped": k, v = (x[:, :2].detach().requires_grad_() for x in (k, v))
+    if kind == "cached": q = q[:, :, -7:].detach().requires_grad_()
+    out = [rule(q, k, v, mask=mask) for rule in (block_attention, sdpa)]
+    torch.testing.assert_close(*out)
+    grads = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in out]
+    for a, b in zip(*grads): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_block_attention_trains_an_lm():
+    data, a, b = Rows(n=4, T=128), tiny(), tiny()
+    ha = fit(a, shuffled(data, 4), steps=4, **quiet)
+    with use_rule(b, block_attention): hb = fit(b, shuffled(data, 4), steps=4, **quiet)
+    assert ha.loss == pytest.approx(hb.loss, abs=1e-5)
 
 
 # the optimiser
