@@ -44,7 +44,6 @@ def test_resume_runs_no_layer_twice():
     assert sum(f.target_calls for f in fast) < sum(p.target_calls for p in plain)
 
 
-@pytest.mark.xfail(strict=False, reason="lm.visible: with padding, the last query sees stale slots behind a shorter row")
 def test_resume_at_different_layers_in_one_batch():
     fast, _ = same_as_plain(small_lm(scale=2.), EarlyExit({5: 1, 1: 3, 3: 0}, 3), prompts=PROMPTS)
     for f in fast: assert f.layer_tokens == 4*f.positions

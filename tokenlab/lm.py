@@ -127,7 +127,7 @@ class Rope(nn.Module):
 
     def forward(self, x:Tensor, positions:Tensor)->Tensor: return self.turn(x, x[:, :0], positions)[0] # x (B, H, T, d)
 
-# %% ../nbs/00_foundations/03_lm.ipynb #d5990b69
+# %% ../nbs/00_foundations/03_lm.ipynb #afe470e2
 def visible(
     base:Sequence[int],          # Cached tokens of each row (or of all rows, if it has length 1)
     T:int,                       # New tokens
@@ -145,7 +145,7 @@ def visible(
         mask = mask.view(-1, *mask.shape[-2:])
         seen = (mask if mask.shape[-1] == S else new(mask) | (at < 0)[:, None]) & (at < T)[:, None]
     if segments is not None: seen = seen & (new(segments[:, :, None] == segments[:, None, :]) | (at < 0)[:, None])
-    if pad is not None: seen = seen & ~new(pad[:, None, :].expand(-1, T, -1)) | new(torch.eye(T, dtype=torch.bool, device=device)[None])
+    if pad is not None: seen = seen & ~new(pad[:, None, :].expand(-1, T, -1)) | (at[:, None] == torch.arange(T, device=device)[:, None])
     return seen[:, None]
 
 # %% ../nbs/00_foundations/03_lm.ipynb #40c5bd0a

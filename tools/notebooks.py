@@ -60,8 +60,8 @@ def run_one(path: Path, flags: set[str], write: bool) -> None:
 
 def spawn(path: Path, flags: set[str], write: bool) -> tuple[Path, float, str]:
     "Run one notebook in a fresh process with one thread; return its path, seconds and error text."
-    env = dict(os.environ, MPLBACKEND="agg", PYTHONHASHSEED="0", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
-    if not write: env |= dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    env = dict(os.environ, MPLBACKEND="agg", PYTHONHASHSEED="0", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1",
+               OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1", MKL_NUM_THREADS="1")
     cmd = [sys.executable, __file__, "_one", str(path), "--flags", " ".join(flags)] + ["--write"] * write
     start = time.perf_counter()
     try:
