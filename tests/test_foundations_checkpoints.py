@@ -97,6 +97,17 @@ def test_old_spellings(tmp_path):
     torch.testing.assert_close(load_lm(tmp_path)(ids()).logits, theirs(ids()).logits, rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_first_window_layer_without_layer_types(tmp_path):
+    "Older Qwen files say from which layer on the window holds, and nothing else."
+    theirs = hf("Qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    theirs.save_pretrained(tmp_path)
+    edit(tmp_path, layer_types="REMOVE")
+    lm = load_lm(tmp_path)
+    assert lm.config.window_layers == (1, 2, 3)
+    torch.testing.assert_close(lm(ids()).logits, theirs(ids()).logits, rtol=0, atol=1e-4)
+
+
 def test_published_configs():
     "Configs as published (the keys that matter), against transformers' own reading of them."
     smol = dict(model_type="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
@@ -189,6 +200,10 @@ def test_loaded_weights_do_not_depend_on_the_file(saved):
     with torch.no_grad(): other.embed.weight.zero_()
     save_lm(other, saved)
     assert torch.equal(lm(ids()).logits, want)
+    lm = load_lm(saved)
+    size = (saved/"model.safetensors").stat().st_size
+    with (saved/"model.safetensors").open("r+b") as f: f.write(b"\xff"*size)        # in place
+    assert torch.equal(lm(ids()).logits, other(ids()).logits)
 
 
 def test_loading_draws_no_random_weights(saved):
