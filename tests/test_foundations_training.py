@@ -428,6 +428,7 @@ def test_compile_falls_back(monkeypatch):
 
 @pytest.mark.parametrize("change,message", [
     (dict(steps=0), "steps=0"), (dict(steps=3, warmup=4), "warmup=4 of 3"), (dict(steps=3, accumulate=0), "accumulate=0"), (dict(steps=3, lr=-1.), "lr=-1"),
+    (dict(steps=3, keep=0), "keep=0"), (dict(steps=3, valid_every=0), "valid_every=0"), (dict(steps=3, save_every=-1), "save_every=-1"), (dict(steps=3, min_lr=1.), "min_lr=1"),
     (dict(steps=3, accumulate=5), "cannot be cut into 5"), (dict(steps=3, dtype="float8"), "float8"),
     (dict(steps=3, groups={"encoder.*": {"lr": 1.}}), "encoder"), (dict(steps=3, groups={"*": {"weight_decy": 1.}}), "no option"),
     (dict(steps=3, weights=lambda o, b, l: l[:, :2]), "same shape"), (dict(steps=3, weights=lambda o, b, l: l*0), "nothing to predict"),

@@ -395,7 +395,7 @@ def split_state(optimizer:torch.optim.Optimizer)->tuple[dict[str, Tensor], dict[
             else: plain.setdefault(str(i), {})[key] = v
     return tensors, plain
 
-# %% ../nbs/00_foundations/06_training.ipynb #ec59bb55
+# %% ../nbs/00_foundations/06_training.ipynb #975c7162
 def write_checkpoint(folder:Path, model:nn.Module, optimizer, step:int, settings:dict, history:History, keep:int=2)->Path:
     "Write `folder/step-N` whole or not at all; keep the last `keep`."
     from safetensors.torch import save_file
@@ -406,7 +406,7 @@ def write_checkpoint(folder:Path, model:nn.Module, optimizer, step:int, settings
     save_file({k: v.contiguous() for k, v in tensors_of(model).items()}, staged/"model.safetensors")
     save_file(moments, staged/"optimizer.safetensors")
     state = {"step": step, "settings": settings, "optimizer": plain, "history": vars(history), "sha256": {f.name: digest(f) for f in sorted(staged.iterdir())}}
-    (staged/"state.json").write_text(json.dumps(state), encoding="utf8")
+    (staged/"state.json").write_text(json.dumps(state, default=str), encoding="utf8")
     for path in [*staged.iterdir(), staged]: sync(path)
     shutil.rmtree(final, ignore_errors=True)
     staged.replace(final)
@@ -447,7 +447,7 @@ def newest(folder:Path)->tuple[Path, dict]|None:
         except ValueError as e: warnings.warn(f"checkpoint {path} is skipped: {e}", stacklevel=2)
     return None
 
-# %% ../nbs/00_foundations/06_training.ipynb #e0fb6e39
+# %% ../nbs/00_foundations/06_training.ipynb #89d730ad
 def load_checkpoint(path:Path, state:dict, settings:dict, model:nn.Module, optimizer)->History:
     "Bring model and optimiser to the state of a checkpoint made with the same settings."
     from safetensors.torch import load_file
@@ -466,7 +466,7 @@ def load_checkpoint(path:Path, state:dict, settings:dict, model:nn.Module, optim
 
 def flat_settings(settings:dict)->dict:
     "Settings with the parameters' shapes on the top level, as JSON has them."
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(settings, default=str))
     return {k: v for k, v in settings.items() if k != "parameters"} | {f"parameter {k}": v for k, v in settings["parameters"].items()}
 
 # %% ../nbs/00_foundations/06_training.ipynb #42bef285
@@ -564,7 +564,7 @@ class Compiled:
             self.call = self.model
             return self.model(*args, **kwargs)
 
-# %% ../nbs/00_foundations/06_training.ipynb #6ffa4ade
+# %% ../nbs/00_foundations/06_training.ipynb #96bdbaac
 def fit(
     model:nn.Module,                        # Returns an LMOutput (logits, losses); trained in place, on the device where it is
     batches:Callable|Iterable,              # step -> batch, as `shuffled` makes; or an iterable of batches
@@ -573,41 +573,50 @@ def fit(
     corrupt:Corruption|None=None,           # Changes each batch before the model sees it
     weights:TokenWeights|None=None,         # How much each token counts
     forward:Callable=call_model,            # (model, batch) -> output, for models that are called otherwise
-    lr:float=3e-3, min_lr:float|None=None, warmup:int|None=None, # Peak rate; its floor (lr/10); steps of rise (a twentieth of the run, at most 200)
-    weight_decay:float=0.1, clip:float|None=1.0, # Of matrices; largest norm of the gradient
+    lr:float=3e-3,                          # Peak learning rate; 3e-3 suits `adamw`, 1e-2 suits `muon`
+    min_lr:float|None=None,                 # Where the cosine ends; None: a tenth of `lr`
+    warmup:int|None=None,                   # Steps of linear rise; None: a twentieth of the run, at most 200
+    weight_decay:float=0.1,                 # Of matrices and the head
+    clip:float|None=1.0,                    # Largest norm of the mean gradient; None: no clipping
     groups:dict[str, dict]|None=None,       # Patterns on parameter names -> options of the optimiser
     optimizer:Callable=adamw,               # groups -> optimiser: `adamw`, `muon`, `partial(adamw, betas=...)`, your own
     accumulate:int=1,                       # Cut each batch in so many parts, to save memory; same result
-    dtype:str|torch.dtype|None="auto", compile:bool=False, # Of matrix products: "auto" is bfloat16 where the device has it; torch.compile the model
+    dtype:str|torch.dtype|None="auto",      # Of matrix products: "auto" is bfloat16 where the device has it, else float32
+    compile:bool=False,                     # Call the model through torch.compile
     seed:int=0,                             # Fixes corruption and dropout
-    valid=None, valid_every:int|None=None,  # Blocks, a batch, or a function of the model; measured every so many steps (a tenth) and at the end
+    valid=None,                             # Validation: blocks, a batch, or a function model -> loss
+    valid_every:int|None=None,              # Steps between validations, and one at the end; None: a tenth of the run
     checkpoint:str|Path|None=None,          # Folder; a run that finds its checkpoint there goes on from it
-    save_every:int|None=None, keep:int=2, resume:bool=True, # Steps between checkpoints (a tenth), how many stay, whether to go on
-    progress:bool=True, plot:bool|None=None, # Bar; live plot (None: in a notebook that somebody looks at)
+    save_every:int|None=None,               # Steps between checkpoints, and one at the end; None: a tenth of the run
+    keep:int=2,                             # How many of them stay
+    resume:bool=True,                       # False: refuse a folder that has checkpoints
+    progress:bool=True,                     # Bar with loss, tokens/s and time left
+    plot:bool|None=None,                    # Live plot; None: in a notebook that somebody looks at
     on_step:Callable[[History], None]|None=None, # Called after each step, in every process
 )->History:
     "Train `model` on `batches` for `steps` steps and return what was measured."
     device = device_of(model)
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()): warnings.warn("parameters in half precision swallow small updates: train model.float(); dtype='bfloat16' still multiplies fast", stacklevel=2)
     warmup = min(200, steps//20) if warmup is None else warmup
-    check_settings(steps, lr, warmup, accumulate)
+    every = lambda n: max(1, steps//10) if n is None else n
+    check_settings(lr, min_lr, warmup, steps=steps, accumulate=accumulate, valid_every=every(valid_every), save_every=every(save_every), keep=keep)
     run = Run(model, stepwise(batches), steps, loss, corrupt, weights, forward, clip, accumulate, seed, device, dtype_of(dtype, device), valid)
     run.schedule = lambda step: lr_factor(step, steps, warmup, 0.1 if min_lr is None else min_lr/lr)
     run.call = Compiled(model) if compile else model
     run.optimizer = make_optimizer(optimizer, param_groups(model, lr=lr, weight_decay=weight_decay, groups=groups), groups)
     settings = run.settings(lr=lr, min_lr=min_lr, warmup=warmup, weight_decay=weight_decay, groups=groups, optimizer=[type(run.optimizer).__name__, run.optimizer.defaults])
     if checkpoint is not None: run.resume(Path(checkpoint), settings, resume)
-    every = lambda n: max(1, steps//10) if n is None else n
     run.loop(every(valid_every), None if checkpoint is None else Path(checkpoint), every(save_every), keep, settings, lr, progress, in_notebook() if plot is None else plot, on_step)
     return run.history
 
-# %% ../nbs/00_foundations/06_training.ipynb #67d70dc1
-def check_settings(steps:int, lr:float, warmup:int, accumulate:int):
+# %% ../nbs/00_foundations/06_training.ipynb #7a43997a
+def check_settings(lr:float, min_lr:float|None, warmup:int, **counts:int):
     "Refuse what cannot be."
-    if steps < 1: raise ValueError(f"steps={steps}: give 1 or more")
+    for name, n in counts.items():
+        if n < 1: raise ValueError(f"{name}={n}: give 1 or more")
     if not 0 < lr < math.inf: raise ValueError(f"lr={lr}: give a positive number, such as 3e-3")
-    if not 0 <= warmup <= steps: raise ValueError(f"warmup={warmup} of {steps} steps: give at most {steps}")
-    if accumulate < 1: raise ValueError(f"accumulate={accumulate}: give 1 or more")
+    if min_lr is not None and not 0 <= min_lr <= lr: raise ValueError(f"min_lr={min_lr}: give a number from 0 to lr={lr}")
+    if not 0 <= warmup <= counts["steps"]: raise ValueError(f"warmup={warmup} of {counts['steps']} steps: give at most {counts['steps']}")
 
 def make_optimizer(factory:Callable, found:list[dict], groups:dict|None)->torch.optim.Optimizer:
     "Call the factory; options that the optimiser does not know are refused."
