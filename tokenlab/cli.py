@@ -165,16 +165,16 @@ def records(df)->list[dict]:
         return v.isoformat() if hasattr(v, "isoformat") else v.item() if hasattr(v, "item") else v
     return [{k: plain(v) for k, v in row.items()} for row in flat(df).to_dict(orient="records")]
 
-# %% ../nbs/00_foundations/10_cli.ipynb #c838c494
+# %% ../nbs/00_foundations/10_cli.ipynb #982539ee
 def show(result, *, as_json:bool=False):
     "Print the result of a command."
-    if result is None: return
     table = hasattr(result, "to_json") and hasattr(result, "columns")
     if table and as_json: result = records(result)
     if as_json or isinstance(result, (dict, list)): text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
     elif table: text = table_text(result, width=shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None)
     else: text = str(result)
-    print(text, flush=True)
+    if result is not None: print(text)
+    if sys.stdout: sys.stdout.flush() # here, where a reader that has gone is noticed, and not at exit
 
 # %% ../nbs/00_foundations/10_cli.ipynb #d597143d
 def explain(error:Exception)->str:
@@ -279,12 +279,12 @@ class Commands(TyperGroup):
         rows = sorted((" ".join(w), e.doc) for w, e in self.table(ctx).items())
         with formatter.section("Commands"): formatter.write_dl(rows or [("(none)", "")])
 
-# %% ../nbs/00_foundations/10_cli.ipynb #ff1ae83d
+# %% ../nbs/00_foundations/10_cli.ipynb #32b4c490
 def unknown(word:str, before:Sequence[str], commands:Sequence[str])->str:
     "What to say to a command that does not exist."
     asked = " ".join([*before, word])
-    near = get_close_matches(asked, commands, n=3, cutoff=.6) or [c for c in commands if word in c.split()]
-    hint = f" Did you mean {' or '.join(near)}?" if near else " `tokenlab --help` lists all."
+    near = dict.fromkeys([*(c for c in commands if word in c.split()), *get_close_matches(asked, commands, n=3, cutoff=.6)])
+    hint = f" Did you mean {' or '.join([*near][:4])}?" if near else " `tokenlab --help` lists all."
     return f"no command {asked!r}.{hint}"
 
 # %% ../nbs/00_foundations/10_cli.ipynb #7ace80cb
