@@ -195,7 +195,8 @@ main()"""
 
 
 def process(*args, **env):
-    return subprocess.Popen([sys.executable, "-c", LINES, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # as in a user's shell
+    return subprocess.Popen([sys.executable, "-c", LINES, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered | env)
 
 
 @pytest.mark.parametrize("n", ["1", "100", "100000"])
