@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 # %% auto #0
-__all__ = ['COLORS', 'INK', 'PAPER', 'FAINT', 'STYLE', 'SIGNS', 'TINTS', 'SHADES', 'BOX', 'CUT', 'luminance', 'contrast',
-           'ink_on', 'use_style', 'subplots', 'lines', 'number', 'bars', 'heat', 'visible', 'blend', 'token_html',
-           'Shown', 'show_tokens', 'figure_html', 'table_html']
+__all__ = ['COLORS', 'INK', 'PAPER', 'FAINT', 'STYLE', 'SIGNS', 'TINTS', 'SHADES', 'BOX', 'NEWLINE', 'CUT', 'luminance',
+           'contrast', 'ink_on', 'use_style', 'subplots', 'lines', 'number', 'bars', 'heat', 'visible', 'blend',
+           'token_html', 'Shown', 'show_tokens', 'figure_html', 'table_html']
 
 # %% ../nbs/00_foundations/07_plots.ipynb #11bb3d91
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"] # blue vermilion green purple orange sky black
@@ -196,9 +196,10 @@ def token_colors(n:int, values:np.ndarray|None, limits:tuple[float, float]|None)
     low, high = limits or scale(values)
     return [blend(*SHADES, float(np.clip((v - low)/((high - low) or 1), 0, 1))) if math.isfinite(v) else FAINT for v in values]
 
-# %% ../nbs/00_foundations/07_plots.ipynb #16470985
+# %% ../nbs/00_foundations/07_plots.ipynb #58fed85b
 BOX = ("background:#ffffff;color:#000000;border:1px solid #d9d9d9;border-radius:6px;padding:8px 10px;margin:6px 0;line-height:1.75;"
        "white-space:pre-wrap;overflow-wrap:anywhere;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-size:13px")
+NEWLINE = "\n" # at the end of a token it stands behind it, so that no empty tint begins the next line
 CUT = "padding:1px 2px;margin:0 1px;border-radius:3px;unicode-bidi:isolate;box-decoration-break:clone;-webkit-box-decoration-break:clone"
 
 def token_html(
@@ -213,8 +214,9 @@ def token_html(
     numbers = None if values is None else np.asarray(values, dtype=float)
     if numbers is not None and numbers.shape != (len(pieces),): raise ValueError(f"token_html: {len(pieces)} pieces, but values of shape {numbers.shape}")
     notes = [""]*len(pieces) if numbers is None else [f' title="{html.escape(label)} {number(float(v))}"' for v in numbers]
-    spans = [f'<span style="background:{c};color:{ink_on(c)};{CUT}"{note}>{html.escape(visible(p))}</span>'
-             for p, c, note in zip(pieces, token_colors(len(pieces), numbers, limits), notes)]
+    texts = [html.escape(visible(p)) for p in pieces]
+    spans = [f'<span style="background:{c};color:{ink_on(c)};{CUT}"{note}>{text.removesuffix(NEWLINE)}</span>{NEWLINE*text.endswith(NEWLINE)}'
+             for text, c, note in zip(texts, token_colors(len(pieces), numbers, limits), notes)]
     return f'<div dir="auto" role="group" aria-label="{len(pieces)} tokens" style="{BOX}">{"".join(spans)}</div>'
 
 # %% ../nbs/00_foundations/07_plots.ipynb #740431a4
@@ -259,7 +261,7 @@ def rendered(fig, kind:str)->bytes:
     fig.savefig(made, format=kind, dpi=200, metadata={"Date": None, "Creator": None} if kind == "svg" else {"Software": None})
     return made.getvalue()
 
-# %% ../nbs/00_foundations/07_plots.ipynb #67c4f719
+# %% ../nbs/00_foundations/07_plots.ipynb #e140f696
 def table_html(
     df,                     # pandas DataFrame
     *,
@@ -276,7 +278,7 @@ def table_html(
     body = "".join(line + "".join(cell("td", side, "–" if missing(v) else number(v)) for side, v in zip(sides, row)) + "</tr>"
                    for row in zip(*(df.iloc[:, i].tolist() for i in range(df.shape[1]))))
     title = f'<caption style="text-align:left;padding-bottom:4px">{html.escape(caption)}</caption>' if caption else ""
-    return ('<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums">'
+    return ('<div style="overflow-x:auto"><table style="color:inherit;border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums">'
             f'{title}<thead style="border-bottom:2px solid #8888">{line}{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 # %% ../nbs/00_foundations/07_plots.ipynb #daaaabe0
