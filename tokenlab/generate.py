@@ -89,7 +89,7 @@ def check(s:Sampler):
     r = s.repetition_penalty
     if r is not None and not 0 < r < float("inf"): raise bad("repetition_penalty", "give a number above 0 (1 changes nothing), or None")
 
-# %% ../nbs/00_foundations/04_generate.ipynb #e4e04d22
+# %% ../nbs/00_foundations/04_generate.ipynb #412e385c
 @patch
 def law(self:Sampler, logits:Tensor, history:Tensor|None=None)->Tensor: # (..., V), ids (..., T) -1 padded or bool (..., V) -> (..., V) float32
     "The processed probabilities that `draw` draws from; a one-hot row when greedy."
@@ -97,7 +97,15 @@ def law(self:Sampler, logits:Tensor, history:Tensor|None=None)->Tensor: # (..., 
     if self.repetition_penalty is not None: x = penalize(x, history, self.repetition_penalty)
     if self.temperature == 0: return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.)
     x = (x - x.amax(-1, keepdim=True))/self.temperature                # the largest is 0: no overflow at any temperature
-    if self.top_k is not None: x = keep_top_k(x, self.top_k)
+    if self.top_k is None or self.top_k >= x.shape[-1] or self.top_p is None and self.min_p is None: return self.kept(x)
+    values, index = x.topk(self.top_k + 1)
+    if not bool((values[..., 1:] < values[..., :-1]).all()): return self.kept(x)   # ties: who stays depends on the ids
+    return torch.zeros_like(x).scatter_(-1, index[..., :-1], self.kept(values[..., :-1]))
+
+@patch
+def kept(self:Sampler, x:Tensor)->Tensor: # (..., V) -> (..., V)
+    "The law over what the filters leave; `law` hands over only the k likeliest where that changes nothing."
+    if self.top_k is not None and self.top_k < x.shape[-1]: x = keep_top_k(x, self.top_k)
     if self.top_p is not None and self.top_p < 1: x = keep_top_p(x, self.top_p)
     if self.min_p is not None: x = keep_min_p(x, self.min_p)
     return x.softmax(-1)

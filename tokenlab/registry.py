@@ -89,11 +89,13 @@ def write_index():
     staged.write_text(json.dumps([asdict(e) for e in entries], indent=1, ensure_ascii=False) + "\n", encoding="utf8")
     staged.replace(INDEX)
 
-# %% ../nbs/00_foundations/00_registry.ipynb #ee5f9bbf
+# %% ../nbs/00_foundations/00_registry.ipynb #f0b385ee
 def registered(kind:str)->list[Entry]: # Sorted by name
     "All entries of one kind: those of the package, and those decorated in this process."
     if kind not in KINDS: raise ValueError(f"no kind {kind!r}: choose from {', '.join(KINDS)}")
     index = [Entry(**e) for e in json.loads(INDEX.read_text(encoding="utf8"))] if INDEX.exists() else []
     live = [e for e, _ in LIVE.values() if e.kind == kind]
+    drafts = {(e.name, e.object) for e in live if e.module == "__main__"}      # a notebook at work stands before its last export
+    index = [e for e in index if (e.name, e.object) not in drafts]
     known = {(e.name, e.module, e.object): e for e in [*index, *live] if e.kind == kind}
     return sorted(known.values(), key=lambda e: (e.name, e.module, e.object))
