@@ -6,12 +6,13 @@ Both libraries run the same random weights (a Llama of about 5M parameters, writ
 threads, warm. Every comparison is paired: A and B run directly after one another, the order swapped each round, and the figure is the median of the
 ratios. Exit status 1 if the texts differ, or if a target is missed.
 """
-import argparse, json, platform, statistics, subprocess, sys, tempfile, time
+import argparse, platform, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
 from tokenlab.checkpoints import load_lm, save_lm
 from tokenlab.generate import Sampler, generate
 from tokenlab.lm import LM, LMConfig
+from tokenlab.registry import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET_SPEED, TARGET_COST = 1.5, .10   # times transformers' tokens/s; extra time over greedy
@@ -50,13 +51,6 @@ def compare(name: str, a, b, tokens: int, rounds: int) -> dict:
     ta, tb = paired(a, b, rounds)
     return {"name": name, "tokens_per_second": spread([tokens/t for t, _ in ta]), "baseline_tokens_per_second": spread([tokens/t for t, _ in tb]),
             "ratio": spread([y/x for (x, _), (y, _) in zip(ta, tb)]), "processor_time_ratio": spread([y/x for (_, x), (_, y) in zip(ta, tb)])}
-
-
-def write(path: Path, result: dict):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-    staged.replace(path)
 
 
 def cpu_name() -> str:
@@ -127,7 +121,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     result = measure(a.tokens, a.rounds, a.prompt)
-    write(a.out, result)
+    write_json(a.out, result)
     print(table(result))
     sys.exit(0 if result["identical_text"] and result["greedy"]["ok"] and all(o["ok"] for o in result["options"]) else 1)
 
