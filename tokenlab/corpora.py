@@ -133,7 +133,7 @@ def docstrings(code:str, module:str)->str: # "" if there are none
     visit(tree.body, module, found)
     return "\n\n".join(filter(None, found))
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #600c980a
+# %% ../nbs/00_foundations/02_corpora.ipynb #f133f8b4
 def parse(code:str)->ast.Module|None: # None if it is not valid Python
     "The syntax tree, quietly. Millions of new nodes keep the garbage collector busy in vain, so it pauses: that halves the time."
     pause = gc.isenabled()
@@ -146,6 +146,7 @@ def parse(code:str)->ast.Module|None: # None if it is not valid Python
     finally:
         if pause: gc.enable()
 
+# %% ../nbs/00_foundations/02_corpora.ipynb #648622f9
 def entry(heading:str, node:ast.AST)->str:
     "A heading with the node's docstring below it, indented; "" without docstring."
     doc = ast.get_docstring(node)

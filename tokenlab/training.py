@@ -507,13 +507,14 @@ def to_device(batch:dict, device)->dict:
     "The batch with its tensors on `device`."
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
-# %% ../nbs/00_foundations/06_training.ipynb #647d0ca2
+# %% ../nbs/00_foundations/06_training.ipynb #7493406f
 def in_notebook()->bool:
     "Is a person's notebook at the other end (not a script, not a test run)?"
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
 
+# %% ../nbs/00_foundations/06_training.ipynb #fe45892f
 class Watcher:
     "Progress bar and live plot of a run."
     def __init__(self, history:History, steps:int, progress:bool, plot:bool):
