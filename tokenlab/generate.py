@@ -89,7 +89,7 @@ def check(s:Sampler):
     r = s.repetition_penalty
     if r is not None and not 0 < r < float("inf"): raise bad("repetition_penalty", "give a number above 0 (1 changes nothing), or None")
 
-# %% ../nbs/00_foundations/04_generate.ipynb #412e385c
+# %% ../nbs/00_foundations/04_generate.ipynb #6e3f0c82
 @patch
 def law(self:Sampler, logits:Tensor, history:Tensor|None=None)->Tensor: # (..., V), ids (..., T) -1 padded or bool (..., V) -> (..., V) float32
     "The processed probabilities that `draw` draws from; a one-hot row when greedy."
@@ -100,15 +100,27 @@ def law(self:Sampler, logits:Tensor, history:Tensor|None=None)->Tensor: # (..., 
     if self.top_k is None or self.top_k >= x.shape[-1] or self.top_p is None and self.min_p is None: return self.kept(x)
     values, index = x.topk(self.top_k + 1)
     if not bool((values[..., 1:] < values[..., :-1]).all()): return self.kept(x)   # ties: who stays depends on the ids
-    return torch.zeros_like(x).scatter_(-1, index[..., :-1], self.kept(values[..., :-1]))
+    return torch.zeros_like(x).scatter_(-1, index[..., :-1], self.kept_of_few(values[..., :-1]))
 
 @patch
 def kept(self:Sampler, x:Tensor)->Tensor: # (..., V) -> (..., V)
-    "The law over what the filters leave; `law` hands over only the k likeliest where that changes nothing."
-    if self.top_k is not None and self.top_k < x.shape[-1]: x = keep_top_k(x, self.top_k)
+    "The law over what the filters leave, one filter after the other."
+    if self.top_k is not None: x = keep_top_k(x, self.top_k)
     if self.top_p is not None and self.top_p < 1: x = keep_top_p(x, self.top_p)
     if self.min_p is not None: x = keep_min_p(x, self.min_p)
     return x.softmax(-1)
+
+# %% ../nbs/00_foundations/04_generate.ipynb #b3b951ea
+@patch
+def kept_of_few(self:Sampler, values:Tensor)->Tensor: # (..., k) falling -> (..., k)
+    "The law over the k likeliest tokens after top-p and min-p."
+    probs = values.softmax(-1)
+    drop = torch.zeros_like(probs, dtype=torch.bool)
+    if self.top_p is not None and self.top_p < 1: drop = probs.cumsum(-1) - probs >= self.top_p    # enough mass stands before it
+    if self.min_p is not None: drop = drop | (probs < self.min_p*probs[..., :1])
+    drop[..., 0] = False
+    probs = probs.masked_fill(drop, 0)
+    return probs/probs.sum(-1, keepdim=True)
 
 # %% ../nbs/00_foundations/04_generate.ipynb #ba14b591
 def row_rng(seed:int|None, row:int=0)->torch.Generator:
