@@ -16,6 +16,24 @@ def test_small_folder_is_cut_so_that_something_is_held_out(tmp_path):
     assert made.train and made.valid and not set(made.train) & set(made.valid)
 
 
+@pytest.mark.parametrize("files, size", [(1, 8_000), (1, 20_000), (3, 5_000), (10, 1_500), (30, 1_000)])
+def test_every_small_folder_has_both_sides(files, size):
+    for run in range(10):
+        texts = [(f"{run}-{files}/{i}.txt", "".join(f"{run} {i} {n} some words\n" for n in range(size//18))) for i in range(files)]
+        train, valid = roof.held_out(texts)
+        assert train and valid and not set(train) & set(valid)
+        assert sum(map(len, train)) > .5*files*size
+
+
+def test_a_section_that_lacks_an_earlier_one_says_which():
+    with pytest.raises(ValueError, match="needs what 'A small language model' makes"): roof.completion_section(roof.Tour("x", ["a"], ["b"]))
+
+
+def test_out_is_checked_before_any_work(tmp_path):
+    (tmp_path/"file").write_text("")
+    with pytest.raises(ValueError, match="name a folder"): roof.tour(out=tmp_path/"file")
+
+
 def test_too_little_text_is_refused(tmp_path):
     with pytest.raises(ValueError, match="held out|give .* or more|give more documents|falls into"): roof.start(str(folder_of(tmp_path, {"a.txt": "hello"})))
 

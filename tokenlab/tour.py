@@ -11,11 +11,11 @@ from . import corpora, plots
 from .registry import command, registered, section, write_whole
 
 # %% auto #0
-__all__ = ['SIZES', 'MODEL_SIZE', 'STYLE', 'Tour', 'n_bytes', 'some_texts', 'start', 'paragraph', 'megabytes', 'text_section',
-           'excerpt', 'token_section', 'train_small', 'model_section', 'loss_figure', 'cut_points', 'completion_html',
-           'completion_section', 'page', 'tour', 'chosen', 'run_sections']
+__all__ = ['SIZES', 'MODEL_SIZE', 'STYLE', 'Tour', 'n_bytes', 'some_texts', 'held_out', 'start', 'paragraph', 'megabytes',
+           'text_section', 'excerpt', 'token_section', 'train_small', 'model_section', 'loss_figure', 'cut_points',
+           'completion_html', 'completion_section', 'page', 'tour', 'chosen', 'run_sections']
 
-# %% ../nbs/00_foundations/13_tour.ipynb #57542de5
+# %% ../nbs/00_foundations/13_tour.ipynb #58938715
 @dataclass
 class Tour:
     "One run of the tour: the texts, what sections found so far, and the numbers on top of the page."
@@ -29,6 +29,11 @@ class Tour:
     def say(self, text:str):
         "One line of progress."
         print(f"   {text}", flush=True)
+
+    def need(self, what:str, maker:str):
+        "What the section `maker` left in `found`."
+        if what not in self.found: raise ValueError(f"this section needs what {maker!r} makes: run that too (--only {maker!r})")
+        return self.found[what]
 
     def headline(self, number:str, what:str):
         "Show a number on top of the page."
@@ -49,13 +54,23 @@ def some_texts(texts:list[str], n_bytes:int, *, seed:int=0)->list[str]:
         n_bytes -= len(text.encode()) or 1
     return [t for t in out if t]
 
-# %% ../nbs/00_foundations/13_tour.ipynb #d86d585d
+# %% ../nbs/00_foundations/13_tour.ipynb #da416270
+def held_out(texts:list[tuple[str, str]])->tuple[list[str], list[str]]: # training texts, held-out texts
+    "Split (source, text) pairs by the hash of the source, cut into passages where that leaves one side empty."
+    for size in (None, 2048, 512, 128):
+        pieces = texts if size is None else [(f"{s}#{i}", p) for s, t in texts for i, p in enumerate(corpora.passages(t, size))]
+        train, valid = ([t for s, t in pieces if corpora.split_of(s) == split] for split in ("train", "valid"))
+        valid = sorted(set(valid) - set(train))                      # a passage may occur twice
+        if train and valid: return train, valid
+    last = max(pieces, key=lambda piece: corpora.position(piece[0]))[1]
+    return [t for _, t in pieces if t != last], [last]
+
+# %% ../nbs/00_foundations/13_tour.ipynb #fc68ee78
 def start(corpus:str="python-code", *, seed:int=0, train_bytes:int=4_000_000, valid_bytes:int=200_000)->Tour:
     "Load a corpus, draw training and held-out texts."
-    whole = corpora.load(corpus)
-    size = None if len(whole) >= 50 else 2048        # few documents: cut them into passages, so that some can be held out
-    parts = {split: list(corpora.load(corpus, split=split, size=size)["text"]) for split in ("train", "valid")}
-    train, valid = some_texts(parts["train"], train_bytes, seed=seed), some_texts(parts["valid"], valid_bytes, seed=seed)
+    data = corpora.load(corpus)
+    train, valid = held_out(list(zip(data["source"], data["text"])))
+    train, valid = some_texts(train, train_bytes, seed=seed), some_texts(valid, valid_bytes, seed=seed)
     if sum(map(len, train)) < 5000: raise ValueError(f"corpus {corpus!r} has {sum(map(len, train))} characters to train on: give 5,000 or more")
     return Tour(corpus, train, valid, seed)
 
@@ -110,12 +125,12 @@ def token_section(tour:Tour)->str: # HTML
     shown = [f"<h3>{size:,} tokens: {rates[size]:.2f} bytes per token</h3>" + plots.token_html(cut(t, sample)) for size, t in made.items()]
     return paragraph("Byte-level BPE starts from 256 bytes and adds the most frequent pair as a new token, again and again. More merges, fewer tokens for the same text:") + "".join(shown)
 
-# %% ../nbs/00_foundations/13_tour.ipynb #77acf4c8
+# %% ../nbs/00_foundations/13_tour.ipynb #6c73a035
 def train_small(tour:Tour, *, steps:int=360, batch_size:int=16, seq_len:int=256): # (LM, History)
     "Train the tour's model on its text."
     from tokenlab.lm import LM, LMConfig, use_rule
     from tokenlab.training import block_attention, fit, muon, shuffled
-    tok = tour.found["tokenizer"]
+    tok = tour.need("tokenizer", "Tokens")
     blocks = corpora.pack(tour.train, tok, seq_len, drop_last=True)
     lm = LM(LMConfig(tok.vocab_size, 128, n_layers=4, n_heads=2, max_len=512, eos_id=tok.eos_id, bos_id=tok.eos_id), seed=tour.seed)
     batches = shuffled(blocks, batch_size, seed=tour.seed)
@@ -123,7 +138,7 @@ def train_small(tour:Tour, *, steps:int=360, batch_size:int=16, seq_len:int=256)
         history = fit(lm, lambda step: {"ids": batches(step)["ids"]}, steps=steps, optimizer=muon, lr=1e-2, seed=tour.seed)
     return lm, history
 
-# %% ../nbs/00_foundations/13_tour.ipynb #0e50b49a
+# %% ../nbs/00_foundations/13_tour.ipynb #2d8e8e88
 @section("A small language model", order=20)
 def model_section(tour:Tour)->str: # HTML
     "A Llama of a million parameters learns the text live."
@@ -131,7 +146,7 @@ def model_section(tour:Tour)->str: # HTML
     from tokenlab.lm import bits_per_byte
     lm, history = train_small(tour)
     tour.found["lm"], bits = lm, bits_per_byte(lm, tour.found["tokenizer"], tour.valid)
-    n, xz = sum(p.numel() for p in lm.parameters()), tour.found["xz"]
+    n, xz = sum(p.numel() for p in lm.parameters()), tour.need("xz", "The text")
     tour.say(f"{n/1e6:.1f} M parameters, {bits:.2f} bits per byte held out (xz {xz:.2f})")
     tour.headline(f"{bits:.2f}", "bits per byte, small model")
     table = bits_figure({"this model": bits, "xz -9e": xz})
@@ -167,12 +182,12 @@ def completion_html(prompt:str, generation, tokenizer)->str:
     probs = [math.exp(p) for p in generation.logprobs]
     return f'<div class="prompt">{html.escape(prompt[-240:])}</div>' + plots.token_html([printable(tokenizer.token_bytes(i)) for i in generation.ids], values=probs)
 
-# %% ../nbs/00_foundations/13_tour.ipynb #72645eb5
+# %% ../nbs/00_foundations/13_tour.ipynb #b3998dae
 @section("Completions", order=30)
 def completion_section(tour:Tour)->str: # HTML
     "The model continues held-out text, greedily and at temperature 0.8."
     from tokenlab.generate import Sampler, generate, greedy
-    lm, tok = tour.found["lm"], tour.found["tokenizer"]
+    lm, tok = tour.need("lm", "A small language model"), tour.need("tokenizer", "Tokens")
     parts = [paragraph("Held-out text is cut, and the model goes on. The darker a token, the surer the model was.")]
     for prompt in cut_points(tour.valid, 2, seed=tour.seed):
         for name, sampler in (("greedy", greedy), ("temperature 0.8", Sampler(temperature=.8))):
@@ -217,26 +232,28 @@ def page(tour:Tour, parts:list[tuple[str, str]], seconds:float)->str: # HTML
 <footer>tokenlab {__version__}, seed {tour.seed}, {seconds:.0f} seconds. Run it again: <code>tokenlab tour --corpus {html.escape(tour.name)}</code></footer>
 </main></body></html>"""
 
-# %% ../nbs/00_foundations/13_tour.ipynb #f8e99341
+# %% ../nbs/00_foundations/13_tour.ipynb #eacf4f11
 @command("tour")
 def tour(*,
     corpus:str="python-code",   # A built-in corpus, or your own file, folder or glob
     out:Path=Path("tour"),      # Folder for report.html
     seed:int=0,                 # Seed of everything that is drawn
-    only:list[str]|None=None,   # Names of the sections to run (default: all)
+    only:list[str]|None=None,   # Names of sections to run (default: all); a later one may need what an earlier one makes
 )->str:
     """Train a tokenizer and a model on a text, measure them, and write one page about it: report.html.
 
     tokenlab tour                        on the Python standard library
     tokenlab tour --corpus ~/my/project  on your own text
     """
-    start_time, this = time.perf_counter(), start(corpus, seed=seed)
-    parts, failed = run_sections(this, chosen(only))
+    if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"--out {str(out)!r} is a file: name a folder")
+    entries, start_time = chosen(only), time.perf_counter()
+    this = start(corpus, seed=seed)
+    parts, failed = run_sections(this, entries)
     report = write_whole(Path(out)/"report.html", page(this, parts, time.perf_counter() - start_time))
     if failed: raise ValueError(f"{len(failed)} of {len(parts)} sections failed: {', '.join(failed)}; their errors stand in {report}")
     return f"{report}: {len(parts)} sections in {time.perf_counter() - start_time:.0f} s"
 
-# %% ../nbs/00_foundations/13_tour.ipynb #bfe82899
+# %% ../nbs/00_foundations/13_tour.ipynb #d84aa636
 def chosen(only:list[str]|None=None)->list: # Entries in order
     "The registered sections, in order; `only` picks some by name."
     entries = sorted(registered("section"), key=lambda e: (e.options["order"], e.name))
@@ -253,5 +270,6 @@ def run_sections(tour:Tour, entries:list)->tuple[list[tuple[str, str]], list[str
         try: parts.append((entry.name, entry.load()(tour)))
         except Exception as error:
             failed.append(entry.name)
+            tour.say(f"failed: {error}")
             parts.append((entry.name, f'<p class="failed">This section failed: {html.escape(f"{type(error).__name__}: {error}")}</p>'))
     return parts, failed
