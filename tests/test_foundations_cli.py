@@ -8,6 +8,7 @@ import sys
 from enum import Enum
 from pathlib import Path
 from typing import Literal
+from urllib.error import HTTPError
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,7 +57,10 @@ def fail(how:str, *, json:bool=False)->str: # Which exception
     "Fail."
     if how == "file": open("no/such/file")
     raise {"value": ValueError("size is 3;\n   at least 256"), "missing": FileNotFoundError("no corpus 'x'"), "import": ModuleNotFoundError("No module named 'peer'", name="peer"),
-           "bug": KeyError("internal"), "stop": KeyboardInterrupt(), "empty": ValueError()}[how]
+           "exists": FileExistsError(17, "File exists", "out"), "rights": PermissionError(13, "Permission denied", "out"), "net": ConnectionError("the hub is silent:\n go online"),
+           "refused": ConnectionRefusedError(111, "Connection refused"), "late": TimeoutError("timed out"), "disk": OSError(28, "No space left on device"),
+           "http": HTTPError("http://x.org", 404, "Not Found", None, None), "bare": OSError(), "nan": FloatingPointError("the loss is nan in step 3: lower lr"),
+           "bug": KeyError("internal"), "sum": ZeroDivisionError("division by zero"), "stop": KeyboardInterrupt(), "empty": ValueError()}[how]
 
 
 @command("zz required")
@@ -145,6 +149,9 @@ def test_show_kinds_of_results(capsys):
 
 @pytest.mark.parametrize("how,status,said", [
     ("value", 1, "tokenlab: size is 3; at least 256\n"), ("missing", 1, "tokenlab: no corpus 'x'\n"), ("file", 1, "tokenlab: no/such/file: no such file or directory\n"),
+    ("exists", 1, "tokenlab: out: file exists\n"), ("rights", 1, "tokenlab: out: permission denied\n"), ("net", 1, "tokenlab: the hub is silent: go online\n"),
+    ("refused", 1, "tokenlab: connection refused\n"), ("late", 1, "tokenlab: timed out\n"), ("disk", 1, "tokenlab: no space left on device\n"),
+    ("http", 1, "tokenlab: http://x.org: HTTP Error 404: Not Found\n"), ("bare", 1, "tokenlab: OSError\n"), ("nan", 1, "tokenlab: the loss is nan in step 3: lower lr\n"),
     ("empty", 1, "tokenlab: ValueError\n"), ("stop", 130, "")])
 def test_errors_are_one_line_and_a_status(how, status, said, capsys):
     assert run(f"zz fail {how}", capsys) == (status, "", said)
@@ -167,8 +174,9 @@ def test_traceback_by_environment(monkeypatch, capsys):
     with pytest.raises(ValueError): main(["zz", "fail", "value"])
 
 
-def test_a_bug_is_not_hidden():
-    with pytest.raises(KeyError): main(["zz", "fail", "bug"])
+@pytest.mark.parametrize("how,error", [("bug", KeyError), ("sum", ZeroDivisionError)])
+def test_a_bug_is_not_hidden(how, error):
+    with pytest.raises(error): main(["zz", "fail", how])
 
 
 @pytest.mark.parametrize("line,said", [

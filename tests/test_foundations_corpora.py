@@ -105,7 +105,22 @@ def test_one_file_is_cut_into_passages(tmp_path):
     (tmp_path/"book.txt").write_text(text)
     data = load(tmp_path/"book.txt")
     assert "".join(data["text"]) == text and len(data) > 20 and data["source"][3] == "book.txt#3"
-    assert len(load(tmp_path)) == 1 and len(load(tmp_path, size=1000)) > 100 and len(load(tmp_path/"book.txt", size=0)) == 1
+    assert len(load(tmp_path)) == 1 and len(load(tmp_path, size=1000)) > 100 and len(load(tmp_path/"book.txt", size=len(text))) == 1
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_size_below_one(size, tmp_path):
+    "A negative size ran for ever, 0 quietly meant whole files."
+    (tmp_path/"a.txt").write_text("some words\n")
+    for act in (lambda: passages("some words", size), lambda: passages("", size), lambda: list(corpora.documents(str(tmp_path), size=size)),
+                lambda: load(tmp_path, size=size), lambda: load(tmp_path, size=size, streaming=True), lambda: corpora.corpus(str(tmp_path/"a.txt"), size=size),
+                lambda: load("hub:owner/name", size=size), lambda: corpora.images("photos", size=size)):
+        with pytest.raises(ValueError, match=f"size={size}: give at least 1"): act()
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "gone.txt"])
+def test_unknown_path_names_the_remedy(name):
+    with pytest.raises(FileNotFoundError, match=f"no file or folder '{name}': check the path.*hub:"): load(name)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -196,7 +211,17 @@ def test_pack_drop_last_and_errors():
     with pytest.raises(ValueError, match="list of documents"): pack("abc", ByteTokenizer([EOS]), 6)
     with pytest.raises(ValueError, match="seq_len=1"): pack(["abc"], ByteTokenizer([EOS]), 1)
     with pytest.raises(ValueError, match="nothing to pack"): pack([], ByteTokenizer([EOS]), 6)
-    assert 256 > pack(["abc"], ByteTokenizer([EOS]), 6, eos_id=-1).ids.max()
+    assert 256 > pack(["abc"], ByteTokenizer([EOS]), 6, eos_id=-1).ids.max() and pack(["abc"], ByteTokenizer([EOS]), 6, eos_id=0).ids[-1] == 0
+    for act in (pack, lambda *a, **k: next(pack_stream(*a, **k))):
+        with pytest.raises(ValueError, match="eos_id=-7"): act(["abc"], ByteTokenizer([EOS]), 6, eos_id=-7)
+
+
+def test_pack_stream_errors():
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size={size}: give at least 1"): next(pack_stream(["abc"], ByteTokenizer([EOS]), 2, batch_size=size))
+    for texts in ([], iter([]), [""]):
+        with pytest.raises(ValueError, match="nothing to pack"): list(pack_stream(texts, Letters(), 2))
+    assert len(list(pack_stream(["ab", ""], Letters(), 2))) == 1, "a stream that ends with a full batch is not empty"
 
 
 def test_processes_keep_the_order():
@@ -284,6 +309,22 @@ def test_images(data_dir, tmp_path, capsys):
     (tmp_path/"empty").mkdir()
     with pytest.raises(ValueError, match="no readable picture"): corpora.images(tmp_path/"empty")
     with pytest.raises(ValueError, match="choose digits"): corpora.images("mnist")
+
+
+def test_images_skip_what_is_no_file(tmp_path):
+    "Opening a pipe would wait for ever for a writer, so it happens in a process with a time limit."
+    import subprocess, sys
+    from PIL import Image
+    Image.new("RGB", (8, 8)).save(tmp_path/"a.png")
+    os.mkfifo(tmp_path/"pipe.png")
+    (tmp_path/"gone.png").symlink_to(tmp_path/"nowhere")
+    code = "import sys; from tokenlab.corpora import images; print(images(sys.argv[1], size=4).pixels.shape)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=20)
+    assert done.stdout == "(1, 4, 4, 3)\n" and "1 pictures; skipped: 2" in done.stderr
+
+
+def test_unknown_timbre():
+    with pytest.raises(ValueError, match="'flute'.*sine, square, saw, organ"): corpora.tone(69, "flute")
 
 
 def test_speech_and_tones(data_dir):

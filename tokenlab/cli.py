@@ -176,14 +176,15 @@ def show(result, *, as_json:bool=False):
     if result is not None: print(text)
     if sys.stdout: sys.stdout.flush() # here, where a reader that has gone is noticed, and not at exit
 
-# %% ../nbs/00_foundations/10_cli.ipynb #d597143d
+# %% ../nbs/00_foundations/10_cli.ipynb #9b712577
 def explain(error:Exception)->str:
     "An error of the user's as one line."
     if isinstance(error, ModuleNotFoundError): return f"{error}; install it, or all optional packages with: pip install 'tokenlaboratory[hf]'"
-    if isinstance(error, OSError) and error.filename is not None: return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
-    return " ".join(str(error).split()) or type(error).__name__
+    message = error.strerror.lower() if isinstance(error, OSError) and isinstance(error.strerror, str) else str(error)
+    if isinstance(error, OSError) and error.filename is not None: message = f"{error.filename}: {message or type(error).__name__.lower()}"
+    return " ".join(message.split()) or type(error).__name__
 
-# %% ../nbs/00_foundations/10_cli.ipynb #084a4725
+# %% ../nbs/00_foundations/10_cli.ipynb #a33a0bf2
 def guarded(action:Callable, *, debug:bool):
     "Do `action`; turn errors of the user's into a line and a status."
     try: return action()
@@ -191,7 +192,7 @@ def guarded(action:Callable, *, debug:bool):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # so that the flush at exit does not fail again
         raise typer.Exit(141) from None
-    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ImportError) as e:
+    except (ValueError, OSError, FloatingPointError, ImportError) as e: # OSError: files, rights, network, disk
         if debug or os.environ.get("TOKENLAB_DEBUG", "0") not in ("", "0"): raise
         print(f"tokenlab: {explain(e)}", file=sys.stderr)
         raise typer.Exit(1) from None

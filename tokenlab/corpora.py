@@ -104,9 +104,10 @@ def as_source(path:str)->str:
     "A relative path as the same valid text on every system."
     return os.fsencode(path.replace(os.sep, "/")).decode("utf8", "replace")
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #9a41fc5f
+# %% ../nbs/00_foundations/02_corpora.ipynb #0b49ff4a
 def passages(text:str, size:int=4096)->list[str]:
     "Cut a text at the first blank line after every `size` characters (else at a line end, else right there)."
+    if size < 1: raise ValueError(f"size={size}: give at least 1 character a passage")
     pieces, start = [], 0
     while len(text) - start > size:
         ends = [text.find(mark, start + size, start + 2*size) + len(mark) for mark in ("\n\n", "\n")]
@@ -358,7 +359,7 @@ def nearest(word:str, known:Iterable[str])->str:
     near = difflib.get_close_matches(word, known, n=3, cutoff=.5)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known[:30])}{', ...' if len(known) > 30 else ''}."
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #5b289bc8
+# %% ../nbs/00_foundations/02_corpora.ipynb #2781b125
 def find(name:str)->tuple[list[tuple[str, str]], bool]: # ((path, source) of each file, whether `name` is one file)
     "The files that a path or a glob names."
     path = os.path.expanduser(name)
@@ -366,10 +367,10 @@ def find(name:str)->tuple[list[tuple[str, str]], bool]: # ((path, source) of eac
     if os.path.lexists(path): return [(path, as_source(os.path.basename(path)))], True
     if glob.has_magic(path): return matching(path), False
     known = [*BUILT_IN, *MIRRORED]
-    if os.sep in name or "." in name: raise FileNotFoundError(f"no file or folder {name!r}")
+    if os.sep in name or "." in name: raise FileNotFoundError(f"no file or folder {name!r}: check the path; a data set of the hub is hub:<owner>/<name>")
     raise ValueError(f"unknown corpus {name!r}: {nearest(name, known)} A file, a folder, a glob and hub:<id> work too")
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #549f1256
+# %% ../nbs/00_foundations/02_corpora.ipynb #a12b335c
 BUILT_IN = {"python-code": python_code, "python-docs": python_docs}
 
 def documents(name:str, *, column:str|None=None, size:int|None=None, processes:int=1)->Iterator[Doc]:
@@ -380,8 +381,8 @@ def documents(name:str, *, column:str|None=None, size:int|None=None, processes:i
     else:
         files, alone = find(name)
         docs = read_all(files, partial(read, column=column), processes)
-    if size is None: size = 4096 if alone and not re.search(r"\.(jsonl|ndjson)(\.gz)?$", name) else 0
-    return (piece for doc in docs for piece in cut(doc, size)) if size else docs
+    if size is None and alone and not re.search(r"\.(jsonl|ndjson)(\.gz)?$", name): size = 4096
+    return docs if size is None else (piece for doc in docs for piece in cut(doc, size))
 
 # %% ../nbs/00_foundations/02_corpora.ipynb #893cca67
 def cut(doc:Doc, size:int)->list[Doc]:
@@ -402,7 +403,7 @@ def keep(docs:Iterable[Doc], counts:dict[str, Counter])->Iterator[Doc]:
         count.update(documents=1, bytes=len(doc.text.encode("utf8", "surrogatepass")))
         yield doc
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #d29f5ef0
+# %% ../nbs/00_foundations/02_corpora.ipynb #889d4b97
 def load(name:str|Path,             # A known name (`python-code`), a file, folder or glob, or `hub:<id>`
          *, split:str|None=None,    # "train", "valid" or "test"; None: everything
          streaming:bool=False,      # Give an `IterableDataset` that reads as it goes, for corpora larger than memory
@@ -413,6 +414,7 @@ def load(name:str|Path,             # A known name (`python-code`), a file, fold
     "Load a corpus: documents without copies, split by the hash of their source."
     name = os.fspath(name)
     if split not in (None, *SPLITS): raise ValueError(f"split={split!r}: choose from {', '.join(SPLITS)}, or None for all")
+    if size is not None and size < 1: raise ValueError(f"size={size}: give at least 1 character a passage; what is no longer than size stays whole")
     if name.startswith("hub:"): return from_hub(name[4:], split, column)
     docs = lambda counts: (doc for doc in keep(documents(name, column=column, size=size, processes=processes), counts)
                            if split in (None, split_of(doc.source)))
@@ -565,16 +567,19 @@ def chunks(texts:Iterable[str], size:int=1 << 19)->Iterator[list[str]]:
         if total >= size: yield chunk; chunk, total = [], 0
     if chunk: yield chunk
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #d77f7229
+# %% ../nbs/00_foundations/02_corpora.ipynb #95cb18c8
+NOTHING = "nothing to pack: the texts give no tokens; check that the corpus is not empty"
+
 def encoded(texts:Iterable, tokenizer, seq_len:int, eos_id:int|None, processes:int)->Iterator[tuple[np.ndarray, np.ndarray, int]]:
     "Check the arguments of `pack`, then encode chunk by chunk."
     if isinstance(texts, (str, bytes)): raise ValueError("texts is one string: give a list of documents, [text]")
     if seq_len < 2: raise ValueError(f"seq_len={seq_len}: give at least 2, or there is nothing to predict")
     if "text" in (getattr(texts, "column_names", None) or ()): texts = (row["text"] for row in texts)
     if eos_id is None: eos_id = end_of_text(tokenizer)
+    if eos_id is not None and eos_id < -1: raise ValueError(f"eos_id={eos_id}: give the id of a token, or -1 to close documents with none")
     return spread(partial(encode_many, tokenizer=tokenizer, eos_id=None if eos_id == -1 else eos_id), chunks(texts), processes)
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #0dfc91ac
+# %% ../nbs/00_foundations/02_corpora.ipynb #78f73d1f
 def pack(texts:Iterable[str],      # Documents: strings, or a data set with a column `text`
          tokenizer,                # Has `encode`, or `encode_batch`
          seq_len:int,              # Tokens in a block (T)
@@ -584,7 +589,7 @@ def pack(texts:Iterable[str],      # Documents: strings, or a data set with a co
         )->Blocks:
     "Encode documents and lay them end to end in blocks; a document longer than the rest of its block goes on in the next."
     parts = list(encoded(texts, tokenizer, seq_len, eos_id, processes))
-    if not sum(len(ids) for ids, *_ in parts): raise ValueError("nothing to pack: the texts give no tokens; check that the corpus is not empty")
+    if not sum(len(ids) for ids, *_ in parts): raise ValueError(NOTHING)
     ids = np.concatenate([ids for ids, *_ in parts])
     starts = np.cumsum(np.concatenate([[0], *(lengths for _, lengths, _ in parts)]))[:-1]
     ids = ids.astype(np.uint16) if ids.max() < 2**16 and ids.min() >= 0 else ids
@@ -601,21 +606,23 @@ def without_rest(blocks:Blocks, tokenizer)->Blocks:
     lost = tokenizer.decode_bytes(dropped) if hasattr(tokenizer, "decode_bytes") else tokenizer.decode(dropped)
     return Blocks(blocks.ids[:full], blocks.starts[blocks.starts < full], blocks.seq_len, blocks.nbytes_text - nbytes(lost))
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #c55a37a4
+# %% ../nbs/00_foundations/02_corpora.ipynb #4bd077d9
 def pack_stream(texts:Iterable[str],      # Documents as they come, or a streaming data set with a column `text`
                 tokenizer, seq_len:int,   # As in `pack`
                 *, batch_size:int=1,      # Blocks in a batch (B)
                 eos_id:int|None=None, drop_last:bool=False, processes:int=1 # As in `pack`; the last batch may be smaller
                )->Iterator[dict]:         # Batches of ids and segments (B, T)
     "As `pack`, but batch by batch, with memory for a few batches only."
-    need = batch_size*seq_len
+    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: give at least 1 block a batch")
+    need, total = batch_size*seq_len, 0
     ids, starts = np.zeros(0, np.int32), np.zeros(0, np.int64)
     for new, lengths, _ in encoded(texts, tokenizer, seq_len, eos_id, processes):
         starts = np.concatenate([starts, len(ids) + np.cumsum([0, *lengths[:-1]])])
-        ids = np.concatenate([ids, new])
+        ids, total = np.concatenate([ids, new]), total + len(new)
         while len(ids) >= need:
             yield Blocks(ids[:need], starts[starts < need], seq_len, 0)[:]
             ids, starts = ids[need:], starts[starts >= need] - need
+    if not total: raise ValueError(NOTHING)
     if drop_last: ids = ids[:len(ids)//seq_len*seq_len]
     if len(ids): yield Blocks(ids, starts[starts < len(ids)], seq_len, 0)[:]
 
@@ -647,13 +654,14 @@ def square(picture, size:int)->np.ndarray: # (size, size, 3) uint8
     left, top = ((length - side)//2 for length in picture.size)
     return np.asarray(picture.convert("RGB").resize((size, size), box=(left, top, left + side, top + side)))
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #bf04d998
+# %% ../nbs/00_foundations/02_corpora.ipynb #a2d5d61a
 def pictures(files:list[tuple[str, str]], size:int)->tuple[np.ndarray, list[str], int]: # pixels (N, size, size, 3), sources, number of unreadable files
     "Picture files as squares."
     from PIL import Image
     found, sources = [], []
     for path, source in files:
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode): continue
             with Image.open(path) as picture: found.append(square(picture, size))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): continue
         sources.append(source)
@@ -700,7 +708,7 @@ def cifar10(split:str|None)->tuple[np.ndarray, np.ndarray]: # pixels (N, 32, 32,
             labels.append(row["label"])
     return np.stack(pixels), np.array(labels, np.int64)
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #9c71d980
+# %% ../nbs/00_foundations/02_corpora.ipynb #aac9b60f
 def images(name:str|Path,           # "digits", "photos", "matplotlib", "cifar10", or a folder of pictures
            *, split:str|None=None,  # "train", "valid" or "test"; None: everything
            size:int|None=None       # Side in pixels after cropping the middle square; None: as they are (256 for `matplotlib` and folders)
@@ -708,6 +716,7 @@ def images(name:str|Path,           # "digits", "photos", "matplotlib", "cifar10
     "Pictures as arrays."
     name = os.fspath(name)
     if split not in (None, *SPLITS): raise ValueError(f"split={split!r}: choose from {', '.join(SPLITS)}, or None for all")
+    if size is not None and size < 1: raise ValueError(f"size={size}: give at least 1 pixel a side, or None")
     if name == "cifar10": pixels, labels, names, sources = *cifar10(split), CIFAR10, None
     elif name in ("digits", "photos"): pixels, labels, names, sources = sklearn_images(name)
     elif name == "matplotlib": pixels, labels, names, sources = bundled(size or 256)
@@ -726,11 +735,12 @@ def resized(pixels:np.ndarray, size:int)->np.ndarray: # (N, H, W, C) -> (N, size
     channels = pixels.shape[-1]
     return np.stack([square(Image.fromarray(p.squeeze(-1) if channels == 1 else p), size)[..., :channels] for p in pixels])
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #86fd2613
+# %% ../nbs/00_foundations/02_corpora.ipynb #6e5ae9b1
 TIMBRES = {"sine": (1.,), "square": (1., 0., 1/3, 0., 1/5, 0., 1/7), "saw": (1., 1/2, 1/3, 1/4, 1/5, 1/6), "organ": (1., 1., 0., 1., 0., 0., 0., 1.)}
 
 def tone(pitch:int, timbre:str, *, seconds:float=.5, rate:int=8000, phase:float=0.)->np.ndarray: # (seconds*rate,) float32 in [-1, 1]
     "One note; `pitch` counts semitones, 69 is 440 Hz."
+    if timbre not in TIMBRES: raise ValueError(f"unknown timbre {timbre!r}: choose from {', '.join(TIMBRES)}")
     time = np.arange(round(seconds*rate))/rate
     frequency = 440*2**((pitch - 69)/12)
     wave = sum(a*np.sin(2*np.pi*k*frequency*time + phase) for k, a in enumerate(TIMBRES[timbre], 1) if k*frequency < rate/2)
