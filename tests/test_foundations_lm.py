@@ -368,6 +368,44 @@ def test_errors(lm):
     lm(torch.cat([tokens(1, 128), torch.full((1, 9), -1)], 1))      # padding beyond the context is no position
 
 
+@pytest.mark.parametrize("field", ["vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "mlp_dim", "max_len"])
+@pytest.mark.parametrize("value", [0, -2, 2.5, "8", True])
+def test_config_names_the_bad_field(field, value):
+    with pytest.raises(ValueError, match=f"^{field}={value!r}: give a whole number of 1 or more"): replace(BASE, **{field: value})
+
+
+def test_config_windows_and_ends():
+    for bad in (0, 2.5, "8"):
+        with pytest.raises(ValueError, match=f"window={bad}: a token must see itself"): replace(BASE, window=bad)
+    assert [replace(BASE, eos_id=e).eos_id for e in ([4, 5], (4,), (), None, 0)] == [(4, 5), (4,), None, None, 0]
+
+
+@pytest.mark.parametrize("scaling, said", [
+    (LINEAR | {"factor": None}, "'linear': factor is missing"), (LINEAR | {"factor": "2"}, "factor is '2'"), (LLAMA3 | {"factor": 0}, "factor is 0"),
+    *[({k: v for k, v in LLAMA3.items() if k != gone}, f"'llama3': {gone} is missing") for gone in LLAMA3 if gone != "rope_type"],
+    (LLAMA3 | {"high_freq_factor": 1.}, "must be below high_freq_factor=1.0"),
+])
+def test_scaling_names_the_missing_key(scaling, said):
+    with pytest.raises(ValueError, match=said): LM(replace(BASE, rope_scaling=scaling))
+
+
+def test_forward_without_tokens_or_with_foreign_ones(lm):
+    box = HFLM(made("llama")[1])
+    for model in (lm, box):
+        with pytest.raises(ValueError, match="give ids or embeds"): model()
+        cache = model.new_cache()
+        model(tokens(1, 3), cache=cache)
+        for ids in (torch.tensor([[V]]), torch.tensor([[1, 2, 500]])):
+            with pytest.raises(ValueError, match=rf"ids hold {int(ids.max())}, the vocabulary is 0..{V - 1}"): model(ids, cache=cache)
+        assert cache.lengths.tolist() == [3]                        # a refused call leaves the cache as it was
+        near(model(tokens(1, 5)[:, 3:], cache=cache).logits, model(torch.cat([tokens(1, 3), tokens(1, 5)[:, 3:]], 1)).logits[:, 3:])
+
+
+def test_an_index_error_of_another_cause_stays_one(lm):
+    def rule(*a, **k): raise IndexError("mine")
+    with use_rule(lm, rule), pytest.raises(IndexError, match="mine"): lm(tokens(1, 3))
+
+
 def test_files_round_trip(lm, tmp_path):
     pytest.importorskip("tokenlab.checkpoints")
     lm.save_pretrained(tmp_path/"m")
@@ -489,6 +527,8 @@ def test_hflm_train_eval_and_errors():
 def test_transformers_missing(monkeypatch):
     box = HFLM(gpt2())
     with pytest.raises(ValueError, match="AutoModelForCausalLM.from_pretrained"): HFLM("gpt2")
+    for odd in (nn.Linear(2, 2), LM(BASE)):
+        with pytest.raises(ValueError, match=f"not {type(odd).__name__}: give transformers.AutoModelForCausalLM"): HFLM(odd)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="tokenlaboratory"): HFLM("gpt2")
     with pytest.raises(ImportError, match=r"pip install 'tokenlaboratory\[hf\]'"): box.new_cache()
@@ -538,6 +578,19 @@ def test_bits_by_hand(lm, start):
                 total -= logp[row[i]].item()/math.log(2)
         assert bits_per_byte(model, Bytes(), TEXTS, seq_len=seq, stride=stride, batch_size=3) == pytest.approx(total/NBYTES, rel=1e-4)
         model.config = old
+
+
+def test_bits_start_with_the_first_of_several_ends(lm):
+    old, bits = lm.config, {}
+    try:
+        for eos in (None, 4, 5, (4, 5), (5, 4)):
+            lm.config = replace(old, bos_id=None, eos_id=eos)
+            bits[eos] = bits_per_byte(lm, Bytes(), TEXTS)
+    finally: lm.config = old
+    assert bits[4, 5] == bits[4] and bits[5, 4] == bits[5] and len({bits[None], bits[4], bits[5]}) == 3
+    class Shape: vocab_size, bos_id, eos_id = V, None, ()               # a config of another kind, with an empty list of ends
+    from tokenlab.lm import scored_windows
+    assert scored_windows(Shape, [[1, 2, 3]], 8, 4) == ([([1, 2], [2, 3])], 1)
 
 
 def test_bits_errors(lm):
