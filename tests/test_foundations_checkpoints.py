@@ -305,6 +305,14 @@ def test_an_index_cannot_point_outside(tmp_path):
     (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.}), "'dynamic' is not supported"), (dict(partial_rotary_factor=.5), "only 0.5 of each head"),
     (dict(rope_parameters={"full_attention": {"rope_theta": 1e4}}), "for each layer type"), (dict(layer_types=["chunked_attention"]*4), "chunked_attention"),
     (dict(hidden_size="REMOVE", vocab_size=None), "lacks vocab_size, hidden_size"),
+    (dict(model_type="lama"), "nearest name is 'llama'"), (dict(model_type="Qwen3"), "nearest name is 'qwen3'"), (dict(model_type=["llama"]), "is not supported"),
+    (dict(rope_scaling={"rope_type": "linear"}), "'linear': factor is missing"), (dict(rope_scaling={"rope_type": "linear", "factor": "4"}), "factor is '4'"),
+    *[(dict(rope_scaling={k: v for k, v in LLAMA3.items() if k != gone}), f"'llama3': {gone} is missing") for gone in LLAMA3 if gone != "rope_type"],
+    (dict(rope_scaling="linear"), "rope_scaling='linear': give an object"), (dict(rope_theta="big"), "rope_theta='big'"), (dict(rope_theta=0), "rope_theta=0"),
+    *[({k: bad}, f"{k}={bad!r}: give a whole number of 1 or more") for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings") for bad in ("32", 0, 2.5)],
+    (dict(max_position_embeddings=None), "max_position_embeddings=None"), (dict(sliding_window="8"), "sliding_window='8'"), (dict(rms_norm_eps="tiny"), "rms_norm_eps='tiny'"),
+    (dict(layer_types=["full_attention"]), "give 4 names"), (dict(layer_types=4), "layer_types=4"), (dict(bos_token_id="<s>"), "bos_token_id='<s>'"), (dict(eos_token_id=[2, "x"]), "eos_token_id"),
 ])
 def test_configs_that_lm_cannot_hold(saved, changes, match):
     edit(saved, **changes)
