@@ -311,6 +311,7 @@ def test_empty_prompts():
     (dict(prompt=[1]*49), "prompt 0 has 49 tokens, the model's context 48: keep the last 48"), (dict(prompt=[[1], [1]*50]), "prompt 1 has 50 tokens"),
     (dict(prompt=[[1], []]), "prompt 1 is empty"), (dict(prompt=""), "pass tokenizer="), (dict(prompt=[61]), r"ids outside 0..60"), (dict(prompt=[1, -1, 2]), "ids outside"),
     (dict(prompt=[1], max_new_tokens=-1), "max_new_tokens=-1"), (dict(prompt=[1], max_new_tokens=1.5), "max_new_tokens=1.5"), (dict(prompt=3), "give a list of ids"),
+    (dict(prompt=None), "prompt=None: give text, token ids"), (dict(prompt=[[1], None]), "prompt 1 is None: give text or token ids"), (dict(prompt=2.5), "prompt=2.5"), (dict(prompt=[1.5]), "prompt 0 is 1.5"),
     (dict(prompt=[1], stop="x"), "pass tokenizer="), (dict(prompt=[1], stop=["a", ""], tokenizer=Bytes()), "empty stop string"), (dict(prompt=[1], stop=99), "stop id 99 is outside"),
 ])
 def test_bad_input(lm, kw, match):

@@ -257,22 +257,24 @@ def __call__(self:Meter, ids:Tensor|None=None, *, counts:Sequence[int]|None=None
     "As `target`."
     return self.target(ids, counts=counts, layers=layers, **kw)
 
-# %% ../nbs/00_foundations/04_generate.ipynb #9e8b4eed
+# %% ../nbs/00_foundations/04_generate.ipynb #b63c8f33
 def read_prompts(lm, prompt, tokenizer=None)->tuple[list[list[int]], bool]:
     "The prompts as lists of ids, and whether a single one was given."
     if hasattr(prompt, "tolist"): prompt = prompt.tolist()
     if isinstance(prompt, Integral): raise ValueError(f"prompt={prompt} is one id: give a list of ids")
+    if not hasattr(prompt, "__len__"): raise ValueError(f"prompt={prompt!r}: give text, token ids, or a list of them")
     ints = lambda p: not isinstance(p, (str, bytes)) and all(isinstance(t, Integral) or getattr(t, "ndim", None) == 0 for t in p)
     single = isinstance(prompt, (str, bytes)) or len(prompt) > 0 and ints(prompt)
     rows = [read_prompt(lm, p, tokenizer, i) for i, p in enumerate([prompt] if single else prompt)]
     return rows, single
 
-# %% ../nbs/00_foundations/04_generate.ipynb #c79c3984
+# %% ../nbs/00_foundations/04_generate.ipynb #39f7d68e
 def read_prompt(lm, prompt, tokenizer=None, row:int=0)->list[int]:
     "One prompt as a list of ids, padding behind it removed; an empty one becomes the begin-of-text token."
     if isinstance(prompt, (str, bytes)):
         if tokenizer is None: raise ValueError(f"prompt {row} is text: pass tokenizer=, or give token ids")
         prompt = tokenizer.encode(prompt)
+    if not hasattr(prompt, "__len__"): raise ValueError(f"prompt {row} is {prompt!r}: give text or token ids")
     c, ids = lm.config, [int(t) for t in prompt]
     while ids and ids[-1] == -1: ids.pop()
     if not ids:
