@@ -223,6 +223,38 @@ def test_resume_refuses_other_settings(tmp_path):
     with pytest.raises(ValueError, match="resume=False"): go(tiny(), resume=False)
 
 
+@pytest.mark.parametrize("other,said", [
+    (shuffled(Rows(), 6), r"first batch, shapes: {'ids': \[4, 16\], 'segments': \[4, 16\]} in the checkpoint, {'ids': \[6, 16\], 'segments': \[6, 16\]} now"),
+    (shuffled(Rows(seed=1), 4), "first batch, hash: "), (shuffled(Rows(), 4, seed=1), "first batch, hash: "),
+])
+def test_resume_refuses_other_data(tmp_path, other, said):
+    go = lambda batches, **k: fit(tiny(), batches, steps=4, checkpoint=tmp_path, **quiet, **k)
+    go(shuffled(Rows(), 4))
+    with pytest.raises(ValueError, match=said): go(other)
+    assert len(go(shuffled(Rows(), 4), accumulate=2)) == 4          # the same batch in parts is the same run
+
+
+def test_checkpoint_without_a_record_of_the_first_batch(tmp_path):
+    "One written before the record existed goes on, and what it writes next has it."
+    class Stop(Exception): pass
+    def stop(h):
+        if len(h) == 2: raise Stop
+    go = lambda batches, **k: fit(tiny(), batches, steps=4, save_every=2, checkpoint=tmp_path, **quiet, **k)
+    with pytest.raises(Stop): go(shuffled(Rows(), 4), on_step=stop)
+    path = training.saved_steps(tmp_path)[0]/"state.json"
+    state = json.loads(path.read_text())
+    state["settings"] = {k: v for k, v in state["settings"].items() if not k.startswith("first batch")}
+    path.write_text(json.dumps(state))
+    assert len(go(shuffled(Rows(), 4))) == 4
+    assert json.loads((training.saved_steps(tmp_path)[0]/"state.json").read_text())["settings"]["first batch, shapes"]["ids"] == [4, 16]
+
+
+def test_first_batch_of_a_generator_is_still_trained_on(tmp_path):
+    data = [Rows(seed=i)[list(range(4))] for i in range(3)]
+    a, b = (fit(tiny(), iter(data), steps=3, checkpoint=folder, **quiet) for folder in (None, tmp_path))
+    assert a.loss == b.loss
+
+
 def test_checkpoint_is_plain_data(tmp_path):
     fit(tiny(tied=True), shuffled(Rows(), 4), steps=9, checkpoint=tmp_path, save_every=2, keep=3, **quiet)
     assert [p.name for p in training.saved_steps(tmp_path)] == ["step-00000009", "step-00000008", "step-00000006"]
@@ -430,6 +462,11 @@ def test_compile_falls_back(monkeypatch):
     (dict(steps=0), "steps=0"), (dict(steps=3, warmup=4), "warmup=4 of 3"), (dict(steps=3, accumulate=0), "accumulate=0"), (dict(steps=3, lr=-1.), "lr=-1"),
     (dict(steps=3, keep=0), "keep=0"), (dict(steps=3, valid_every=0), "valid_every=0"), (dict(steps=3, save_every=-1), "save_every=-1"), (dict(steps=3, min_lr=1.), "min_lr=1"),
     (dict(steps=3, accumulate=5), "cannot be cut into 5"), (dict(steps=3, dtype="float8"), "float8"),
+    (dict(steps=2.5), "steps=2.5: give a whole number"), (dict(steps="9"), "steps='9'"), (dict(steps=True), "steps=True"), (dict(steps=3, save_every=1.5), "save_every=1.5"),
+    (dict(steps=3, warmup=.5), "warmup=0.5"), (dict(steps=3, clip=0), "clip=0: give a positive"), (dict(steps=3, clip=-1.), "clip=-1"), (dict(steps=3, clip=math.nan), "clip=nan"),
+    (dict(steps=3, weight_decay=-.1), "^weight_decay=-0.1: give a number of 0"), (dict(steps=3, weight_decay=math.inf), "weight_decay=inf"),
+    (dict(steps=3, groups={"*norm*": {"lr": -1e-3}}), r"groups\['\*norm\*'\]: lr=-0.001"), (dict(steps=3, groups={"*": {"weight_decay": -1}}), "weight_decay=-1"),
+    (dict(steps=3, groups={"*": 1e-3}), "give a dict of options"),
     (dict(steps=3, groups={"encoder.*": {"lr": 1.}}), "encoder"), (dict(steps=3, groups={"*": {"weight_decy": 1.}}), "no option"),
     (dict(steps=3, weights=lambda o, b, l: l[:, :2]), "same shape"), (dict(steps=3, weights=lambda o, b, l: l*0), "nothing to predict"),
     (dict(steps=3, loss=lambda o, b: o.logits), "give \\(B, T\\)"),
