@@ -162,14 +162,14 @@ def loss_figure(history):
     ax.set(xlabel="step", ylabel="loss (nats per token)")
     return fig
 
-# %% ../nbs/00_foundations/13_tour.ipynb #47e9e6d9
+# %% ../nbs/00_foundations/13_tour.ipynb #359032be
 def cut_points(texts:list[str], n:int, *, seed:int=0, at:str="\ndef ", length:int=400)->list[str]:
     "Beginnings to complete: each ends in the middle of a text, behind a line that starts with `at` where there is one."
     rng, out = random.Random(seed), []
     for text in sorted(texts, key=len, reverse=True):
         places = [i for i in range(len(text)) if text.startswith(at, i)] or [min(len(text)//2, length)]
         end = rng.choice(places)
-        end = text.find("\n", end + 1) + 1 if text.startswith(at, end) else end
+        end = max(text.find("\n", end + 1), end) if text.startswith(at, end) else end   # before the line end: tokens reach over it
         if end > 0: out.append(text[max(0, end - length):end])
         if len(out) == n: break
     return [t[t.find("\n") + 1:] if "\n" in t[:-1] else t for t in out]
