@@ -77,3 +77,9 @@ def test_some_texts_never_exceed_their_bytes_nor_split_a_character(n):
 def test_cut_points_of_text_without_definitions():
     points = roof.cut_points(["word " * 300, "x"], 3)
     assert all(points) and len(points) <= 3
+
+
+def test_a_text_whose_merges_run_out_still_has_its_tokens_drawn():
+    made = roof.Tour("small", ["".join(f"row {i*i}\n" for i in range(700))], ["row 49\nrow 64\n"]*20)
+    with pytest.warns(UserWarning, match="merges ran out"): shown = roof.token_section(made)
+    assert made.found["tokenizer"].vocab_size <= roof.MODEL_SIZE and shown.count("bytes per token") >= 2

@@ -54,14 +54,15 @@ def some_texts(texts:list[str], n_bytes:int, *, seed:int=0)->list[str]:
         n_bytes -= len(text.encode()) or 1
     return [t for t in out if t]
 
-# %% ../nbs/00_foundations/13_tour.ipynb #da416270
+# %% ../nbs/00_foundations/13_tour.ipynb #91ee69eb
 def held_out(texts:list[tuple[str, str]])->tuple[list[str], list[str]]: # training texts, held-out texts
-    "Split (source, text) pairs by the hash of the source, cut into passages where that leaves one side empty."
+    "Split (source, text) pairs by the hash of the source, cut into passages where that leaves (almost) nothing on one side."
     for size in (None, 2048, 512, 128):
         pieces = texts if size is None else [(f"{s}#{i}", p) for s, t in texts for i, p in enumerate(corpora.passages(t, size))]
         train, valid = ([t for s, t in pieces if corpora.split_of(s) == split] for split in ("train", "valid"))
         valid = sorted(set(valid) - set(train))                      # a passage may occur twice
-        if train and valid: return train, valid
+        if train and n_bytes(valid) >= n_bytes(train)/50: return train, valid
+    if train and valid: return train, valid
     last = max(pieces, key=lambda piece: corpora.position(piece[0]))[1]
     return [t for _, t in pieces if t != last], [last]
 
@@ -106,7 +107,7 @@ def excerpt(texts:list[str], *, lines:int=9, width:int=90)->str:
     best = max(range(max(1, len(rows) - lines)), key=lambda i: sum(map(len, rows[i:i+lines])) - 200*any(not r.isascii() for r in rows[i:i+lines]))
     return "\n".join(rows[best:best+lines])
 
-# %% ../nbs/00_foundations/13_tour.ipynb #e0f0100d
+# %% ../nbs/00_foundations/13_tour.ipynb #74191534
 SIZES, MODEL_SIZE = (384, 1024, 4096), 1024       # vocabularies shown; the one the model uses
 
 @section("Tokens", order=10)
@@ -116,11 +117,12 @@ def token_section(tour:Tour)->str: # HTML
     from tokenlab.tokenizers.core import cut
     start = time.perf_counter()
     largest = train_bpe(tour.train, SIZES[-1], special_tokens=["<|endoftext|>"])
-    made = {size: largest.shrink(size) for size in SIZES}
+    sizes = sorted({min(size, largest.vocab_size) for size in SIZES})    # the merges of a short text run out early
+    made = {size: largest.shrink(size) for size in sizes}
     rates = {size: n_bytes(tour.valid)/sum(map(len, t.encode_batch(tour.valid))) for size, t in made.items()}
-    tour.found["tokenizer"] = made[MODEL_SIZE]
-    tour.say(f"tokenizers of {', '.join(f'{s:,}' for s in SIZES)} tokens in {time.perf_counter() - start:.0f} s")
-    tour.headline(f"{rates[SIZES[-1]]:.2f}", f"bytes per token with {SIZES[-1]:,} tokens")
+    tour.found["tokenizer"] = made[min(MODEL_SIZE, sizes[-1])]
+    tour.say(f"tokenizers of {', '.join(f'{s:,}' for s in sizes)} tokens in {time.perf_counter() - start:.0f} s")
+    tour.headline(f"{rates[sizes[-1]]:.2f}", f"bytes per token with {sizes[-1]:,} tokens")
     sample = excerpt(tour.valid)
     shown = [f"<h3>{size:,} tokens: {rates[size]:.2f} bytes per token</h3>" + plots.token_html(cut(t, sample)) for size, t in made.items()]
     return paragraph("Byte-level BPE starts from 256 bytes and adds the most frequent pair as a new token, again and again. More merges, fewer tokens for the same text:") + "".join(shown)
