@@ -65,11 +65,12 @@ def speculative_section(tour)->str: # HTML
     table["4-grams seen before"] = repeats
     return intro() + plots.table_html(table.round(2)) + plots.figure_html(accepted_figure(runs), alt="Tokens per call") + example(points[0], *runs["temperature 0"][0], tok)
 
-# %% ../../nbs/09_speculative/90_tour.ipynb #cce3c724
+# %% ../../nbs/09_speculative/90_tour.ipynb #9f6b9b79
 def intro()->str:
     "What the section shows."
     return ("<p><b>lab-draft</b> guesses four tokens, <b>lab-base</b> checks them in one call and keeps what it would have written itself. At temperature 0 the text is identical to "
-            "plain decoding; at temperature 1 its distribution is. Prompts are held-out beginnings; the times are those of this machine. Text that repeats itself is easy to draft: "
+            "plain decoding; at temperature 1 its distribution is. Prompts are held-out beginnings; the times are those of this machine, and below 1 the "
+            "drafting takes more time than it saves: four calls of a small model, one after the other, can cost as much as one call of a model that is small itself. Text that repeats itself is easy to draft: "
             "the last column tells how much of it does.</p>")
 
 def example(prompt:str, plain, fast, tokenizer)->str:
