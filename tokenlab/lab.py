@@ -58,16 +58,14 @@ def train_tokenizer(texts:dict[str, list[str]])->"Tokenizer":
     from tokenlab.tokenizers.bpe import train_bpe
     return train_bpe([t for part in texts.values() for t in part], 4096, special_tokens=["<|endoftext|>"])
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #c32638be
+# %% ../nbs/00_foundations/12_lab_models.ipynb #4f0db9d5
 SHAPES = {"lab-base": dict(dim=256, n_layers=5, n_heads=4), "lab-draft": dict(dim=96, n_layers=2, n_heads=3)}
 
 def new_lab(name:str, tokenizer, *, seed:int=0):
     "A lab model before its training."
-    import torch
     from tokenlab.lm import LM, LMConfig
     if name not in SHAPES: raise ValueError(f"no recipe for {name!r}: choose from {', '.join(SHAPES)}")
-    torch.manual_seed(seed)
-    return LM(LMConfig(tokenizer.vocab_size, **SHAPES[name], max_len=1024, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id))
+    return LM(LMConfig(tokenizer.vocab_size, **SHAPES[name], max_len=1024, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id), seed=seed)
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #bcc73ac4
 def halves_first(batches, until:int): # step -> batch

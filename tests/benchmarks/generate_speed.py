@@ -10,6 +10,7 @@ import argparse, platform, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
 from tokenlab.checkpoints import load_lm, save_lm
+from tokenlab.claims import cpu_name
 from tokenlab.generate import Sampler, generate
 from tokenlab.lm import LM, LMConfig
 from tokenlab.registry import write_json
@@ -51,11 +52,6 @@ def compare(name: str, a, b, tokens: int, rounds: int) -> dict:
     ta, tb = paired(a, b, rounds)
     return {"name": name, "tokens_per_second": spread([tokens/t for t, _ in ta]), "baseline_tokens_per_second": spread([tokens/t for t, _ in tb]),
             "ratio": spread([y/x for (x, _), (y, _) in zip(ta, tb)]), "processor_time_ratio": spread([y/x for (_, x), (_, y) in zip(ta, tb)])}
-
-
-def cpu_name() -> str:
-    try: return next(line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 
 def commit() -> str:
