@@ -199,7 +199,9 @@ def test_published_tokenizers_on_all_languages(data_dir, languages, name):
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_others_are_refused(data_dir, name):
-    with pytest.raises(ValueError, match="not byte-level BPE yet"): Tokenizer.load(data_dir/"tokenizers"/f"{name}.json")
+    from tokenlab.tokenizers.bpe import from_json
+    content = json.loads((data_dir/"tokenizers"/f"{name}.json").read_text(encoding="utf8"))
+    with pytest.raises(ValueError, match="not byte-level BPE yet"): from_json(content)
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "gpt-neox", "claude"])
@@ -262,7 +264,7 @@ def test_generators_bytes_and_plain_bytes(code):
 
 def test_a_byte_tokenizer_file_is_not_taken_for_a_trained_one(tmp_path):
     tok = train_bpe(["ab"], 257, special_tokens=[EOT], pattern=None)
-    assert type(Tokenizer.load(tok.save(tmp_path))) is BPE
+    assert isinstance(Tokenizer.load(tok.save(tmp_path)), BPE)
     assert type(Tokenizer.load(ByteTokenizer([EOT]).save(tmp_path))) is ByteTokenizer
 
 

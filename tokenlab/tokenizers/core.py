@@ -13,8 +13,8 @@ from ..registry import write_json
 
 # %% auto #0
 __all__ = ['EOS_NAMES', 'BOS_NAMES', 'VISIBLE', 'BYTE_ORDER', 'BYTE_TO_CHAR', 'CHAR_TO_BYTE', 'READERS', 'as_text', 'as_bytes',
-           'Tokenizer', 'ByteTokenizer', 'to_chars', 'from_chars', 'byte_level_json', 'sidecar_path', 'load_tokenizer',
-           'cut', 'printable']
+           'Tokenizer', 'ByteTokenizer', 'to_chars', 'from_chars', 'byte_level_json', 'sidecar_path', 'model_kind',
+           'load_tokenizer', 'cut', 'printable']
 
 # %% ../../nbs/01_tokenizers/00_core.ipynb #a837fc20
 def as_text(x:str|bytes)->str: # Text; invalid bytes appear as U+DC80..U+DCFF
@@ -255,8 +255,16 @@ def save(self:Tokenizer, path:str|Path)->Path: # The file written
     if not extra: side.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #076c0162
-READERS = {"BPE": "tokenlab.tokenizers.bpe"} # model type -> module with a function `from_json(content, sidecar)`
+# %% ../../nbs/01_tokenizers/00_core.ipynb #f258f8df
+READERS = {"BPE": "tokenlab.tokenizers.bpe", "SentencePiece BPE": "tokenlab.tokenizers.formats", # kind -> module with a function `from_json(content, sidecar)`
+           "Unigram": "tokenlab.tokenizers.unigram", "WordPiece": "tokenlab.tokenizers.wordpiece"}
+
+def model_kind(content:dict)->str: # A key of `READERS`, or what the file calls it
+    "The kind of tokenizer in a `tokenizer.json`."
+    model = content["model"]
+    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
+    marked = model.get("byte_fallback") or "▁" in str([content.get("normalizer"), content.get("pre_tokenizer")])
+    return "SentencePiece BPE" if kind == "BPE" and marked else kind
 
 def load_tokenizer(path:str|Path)->Tokenizer:
     "Read a `tokenizer.json` (a file, or a folder that holds one)."
@@ -268,7 +276,7 @@ def load_tokenizer(path:str|Path)->Tokenizer:
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not JSON: {e}") from None
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or "vocab" not in model: raise ValueError(f"{path} is no tokenizer.json: it has no model with a vocabulary")
-    kind = extra.get("kind") or model.get("type") or ("BPE" if "merges" in model else "unknown")
+    kind = extra.get("kind") or model_kind(content)
     if kind not in READERS: raise ValueError(f"{path} is a {kind} tokenizer; those that can be read are: {', '.join(READERS)}")
     return importlib.import_module(READERS[kind]).from_json(content, extra)
 
