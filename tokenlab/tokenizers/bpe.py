@@ -109,13 +109,14 @@ def merge(self:PairIndex, pair:tuple[int, int], new:int)->set[tuple[int, int]]: 
     del count[pair]
     return {p for p in appeared if min(p) >= 0}
 
-# %% ../../nbs/01_tokenizers/01_bpe.ipynb #50616e41
+# %% ../../nbs/01_tokenizers/01_bpe.ipynb #96f8eb15
 def learn_merges(
     pieces:Mapping[bytes, int],     # piece -> occurrences
     n_tokens:int,                   # Tokens to end with, the 256 bytes included
     *,
     min_frequency:int=1,            # Pairs that occur less often are not merged
     max_token_length:int|None=None, # Bytes of the longest token; None: any length
+    allow:Callable[[bytes], bool]|None=None, # May this new token be made? A pair that is refused is dropped for good
     start:BPE|None=None,            # Go on from the tokens and merges of this tokenizer; None: from the bytes
     progress:bool=False             # Show a progress bar
 )->tuple[list[bytes], list[tuple[int, int]]]: # all tokens (fewer than asked if the merges run out), the new merges
@@ -133,7 +134,7 @@ def learn_merges(
                 continue
             if true < max(1, min_frequency): break
             token = tokens[pair[0]] + tokens[pair[1]]
-            if max_token_length and len(token) > max_token_length: continue
+            if (max_token_length and len(token) > max_token_length) or (allow and not allow(token)): continue
             new = known.setdefault(token, len(tokens))
             for p in index.merge(pair, new): heapq.heappush(heap, (-index.count[p], p))
             if new == len(tokens):
@@ -256,7 +257,7 @@ def ordinary(self:BPE, text:str)->list[int]:
         elif part: ids += self.encode_pieces(part)
     return ids
 
-# %% ../../nbs/01_tokenizers/01_bpe.ipynb #ec40103e
+# %% ../../nbs/01_tokenizers/01_bpe.ipynb #9f13e781
 def train_bpe(
     texts:Iterable[str|bytes],         # Corpus; read once, so a generator will do
     vocab_size:int,                    # V: 256 bytes + merges + special tokens
@@ -265,6 +266,7 @@ def train_bpe(
     special_tokens:Sequence[str]=(),   # Their ids are the last ones
     min_frequency:int=1,               # Pairs that occur less often are not merged
     max_token_length:int|None=None,    # Bytes of the longest token; None: any length
+    allow:Callable[[bytes], bool]|None=None, # May this new token be made? None: any; it must go by the bytes alone
     start:BPE|None=None,               # Extend this tokenizer: its ids and merges stay, its merges are applied to the pieces of `pattern` first
     engine:str="compiled",             # "compiled" (`fast_bpe`) or "reference" (this module): the same merges
     workers:int=1,                     # Threads that count pieces; compiled only
@@ -276,7 +278,8 @@ def train_bpe(
     options = {} if start is None else dict(normalizer=start.normalizer)
     pieces = count(texts, pattern, **options)
     if not len(pieces): raise ValueError("no text to train on: texts is empty, or every text in it is")
-    tokens, merges = learn(pieces, vocab_size - len(names), min_frequency=min_frequency, max_token_length=max_token_length, start=start, progress=progress)
+    tokens, merges = learn(pieces, vocab_size - len(names), min_frequency=min_frequency, max_token_length=max_token_length, start=start, progress=progress,
+                           **({} if allow is None else dict(allow=allow)))
     if short := vocab_size - len(names) - len(tokens):
         warnings.warn(f"the merges ran out: {len(tokens) + len(names)} tokens, {short} fewer than the {vocab_size} asked for; give more text or a lower vocab_size")
     special = {n: len(tokens) + i for i, n in enumerate(names)}
