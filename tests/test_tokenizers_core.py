@@ -123,7 +123,7 @@ def test_sidecar(tmp_path):
 
 
 @pytest.mark.parametrize("content, problem", [("not json", "is not JSON"), ("[]", "no tokenizer.json"), ("{}", "no tokenizer.json"),
-                                              ('{"model": {"type": "Unigram", "vocab": []}}', "Unigram tokenizer")])
+                                              ('{"model": {"type": "WordLevel", "vocab": []}}', "WordLevel tokenizer")])
 def test_bad_files(tmp_path, content, problem):
     (tmp_path/"tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=problem): Tokenizer.load(tmp_path)
