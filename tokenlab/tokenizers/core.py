@@ -257,7 +257,7 @@ def save(self:Tokenizer, path:str|Path)->Path: # The file written
 
 # %% ../../nbs/01_tokenizers/00_core.ipynb #f258f8df
 READERS = {"BPE": "tokenlab.tokenizers.bpe", "SentencePiece BPE": "tokenlab.tokenizers.formats", # kind -> module with a function `from_json(content, sidecar)`
-           "Unigram": "tokenlab.tokenizers.unigram", "WordPiece": "tokenlab.tokenizers.wordpiece"}
+           "Unigram": "tokenlab.tokenizers.unigram", "WordPiece": "tokenlab.tokenizers.wordpiece", "merge-free": "tokenlab.tokenizers.merge_free"}
 
 def model_kind(content:dict)->str: # A key of `READERS`, or what the file calls it
     "The kind of tokenizer in a `tokenizer.json`."
