@@ -16,8 +16,8 @@ from .lm import LM, MLP, Attention, Block, Cache, LMOutput, RMSNorm, Rope, sdpa
 
 # %% auto #0
 __all__ = ['greedy', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'seen', 'penalize', 'Sampler', 'row_rng', 'uniforms', 'Writer',
-           'Generation', 'Meter', 'read_prompts', 'read_prompt', 'end_ids', 'read_stops', 'one_token', 'run',
-           'generate', 'row_rngs']
+           'Generation', 'Meter', 'read_prompts', 'read_prompt', 'end_ids', 'read_stops', 'announce', 'one_token',
+           'several_tokens', 'run', 'generate', 'row_rngs']
 
 # %% ../nbs/00_foundations/04_generate.ipynb #7bf197ae
 def keep_top_k(logits:Tensor, k:int)->Tensor: # (..., V)
@@ -301,14 +301,21 @@ def read_stops(lm, stop=None, tokenizer=None)->tuple[frozenset, tuple[str, ...]]
     if odd := [i for i in ids if not 0 <= i < lm.config.vocab_size]: raise ValueError(f"stop id {odd[0]} is outside the vocabulary 0..{lm.config.vocab_size - 1}: it would never come")
     return frozenset(ids + end_ids(lm.config)), texts
 
-# %% ../nbs/00_foundations/04_generate.ipynb #fb04e867
+# %% ../nbs/00_foundations/04_generate.ipynb #07769bab
 PLAIN = {LM, Block, Attention, MLP, RMSNorm, Rope, nn.Linear, nn.Embedding, nn.ModuleList, nn.Identity}
 
 def is_plain(lm)->bool:
     "Is this exactly the model of `tokenlab.lm`, nothing replaced or hooked?"
     hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return all(type(m) in PLAIN and "forward" not in vars(m) and getattr(m, "rule", sdpa) is sdpa and not any(getattr(m, h) for h in hooks) for m in lm.modules()) \
+    alien = lambda m: [f for h in hooks for f in getattr(m, h).values() if not getattr(f, "counts", False)]
+    return all(type(m) in PLAIN and "forward" not in vars(m) and getattr(m, "rule", sdpa) is sdpa and not alien(m) for m in lm.modules()) \
         and all(isinstance(b.mixer, Attention) for b in lm.blocks)
+
+# %% ../nbs/00_foundations/04_generate.ipynb #061ae6f3
+def announce(lm:nn.Module, counts:Sequence[int]):
+    "Tell the counting hooks of `lm` of calls with `counts` tokens that did not go through it."
+    for hook in [h for h in lm._forward_pre_hooks.values() if getattr(h, "counts", False)]:
+        for n in counts: hook(lm, (torch.empty(1, n),), {})
 
 # %% ../nbs/00_foundations/04_generate.ipynb #887249c6
 def one_token(
@@ -350,6 +357,50 @@ def layer(x:Tensor, w:tuple, K:Tensor, V:Tensor, S:int, turn:tuple, norm:Callabl
     x = x + F.linear(y.reshape(B, H*d), wo)
     h = norm(x, n2)
     return x + F.linear(F.silu(F.linear(h, wg))*F.linear(h, wu), wd)
+
+# %% ../nbs/00_foundations/04_generate.ipynb #93384e7f
+def several_tokens(
+    lm,                       # The model
+    limit:int|None=None,      # Longest text, in tokens; None: the model's context
+    room:int=64,              # Most tokens of a call
+)->Callable|None:             # step(ids (1, T), cache=, positions (1, T)=, mask (1, T, T)=, last=) -> LMOutput; None if `lm` is not a plain `LM`
+    "`lm.forward` for a few new tokens of a single row, as one function; logits of the `last` tokens only, if asked. Use it under `torch.inference_mode`."
+    if type(lm) is not LM or not is_plain(lm) or lm.config.window: return None
+    c, parts, limit = lm.config, [weights(b) for b in lm.blocks], min(limit or lm.config.max_len, lm.config.max_len)
+    cos, sin = (t[0, 0, :, None] for t in Rope(c).tables(torch.arange(limit, device=lm.device)[None], lm.dtype))     # (limit, 1, d)
+    norm = lambda x, w: torch.rms_norm(x, w.shape, w, c.norm_eps)
+    chain = F.pad(torch.full((room, room), -torch.inf, dtype=lm.dtype, device=lm.device).triu(1), (limit, 0))        # (room, limit + room)
+    def step(ids:Tensor, *, cache:Cache, positions=None, mask=None, last:int|None=None)->LMOutput:
+        S, T = cache._lengths[0], ids.shape[1]
+        if len(cache._lengths) > 1 or not S or T > room or S + T > limit: return trimmed(lm(ids, cache=cache, positions=positions, mask=mask), last)
+        cache.begin(T)
+        x, turn, seen = F.embedding(ids[0], lm.embed.weight), (cos.narrow(0, S, T), sin.narrow(0, S, T)), chain[:T, limit - S:limit + T]
+        if positions is not None: turn = cos[positions[0]], sin[positions[0]]
+        if mask is not None: seen = F.pad(torch.zeros_like(mask[0], dtype=lm.dtype).masked_fill_(~mask[0], -torch.inf), (S, 0))
+        for w, K, V in zip(parts, cache.store.k, cache.store.v): x = layer_of_row(x, w, K, V, S, turn, seen, norm, c)
+        cache.advance([T])
+        y = x if last is None else x[T - last:]
+        return LMOutput(F.linear(norm(y, lm.norm.weight), lm.head.weight)[None], x[None])
+    return step
+
+# %% ../nbs/00_foundations/04_generate.ipynb #a0f3f8fe
+def layer_of_row(x:Tensor, w:tuple, K:Tensor, V:Tensor, S:int, turn:tuple, seen:Tensor, norm:Callable, c)->Tensor: # (T, D) -> (T, D)
+    "One block on T tokens of one row, S cached tokens before them; `seen` (T, S + T) is added to the scores."
+    n1, wq, bq, wk, bk, wv, bv, nq, nk, wo, n2, wg, wu, wd = w
+    T, H, Hkv, d, h = len(x), c.n_heads, c.n_kv_heads, c.head_dim, norm(x, n1)
+    qk = torch.cat((F.linear(h, wq, bq), F.linear(h, wk, bk)), -1).view(T, H + Hkv, d)
+    if nq is not None: qk = torch.cat((norm(qk.narrow(1, 0, H), nq), norm(qk.narrow(1, H, Hkv), nk)), 1)
+    qk = torch.addcmul(qk*turn[0], qk.roll(d//2, -1), turn[1]).transpose(0, 1)[None]                       # (1, H + Hkv, T, d)
+    K.narrow(2, S, T).copy_(qk.narrow(1, H, Hkv)); V.narrow(2, S, T).copy_(F.linear(h, wv, bv).view(1, T, Hkv, d).transpose(1, 2))
+    y = F.scaled_dot_product_attention(qk.narrow(1, 0, H), K.narrow(2, 0, S + T), V.narrow(2, 0, S + T), attn_mask=seen, enable_gqa=H != Hkv)
+    x = x + F.linear(y.transpose(1, 2).reshape(T, H*d), wo)
+    h = norm(x, n2)
+    return x + F.linear(F.silu(F.linear(h, wg))*F.linear(h, wu), wd)
+
+def trimmed(out:LMOutput, last:int|None)->LMOutput:
+    "The logits of the last rows only."
+    if last is not None: out.logits = out.logits[:, out.logits.shape[1] - last:]
+    return out
 
 # %% ../nbs/00_foundations/04_generate.ipynb #ef500618
 def run(meter:Meter, prompts:list[list[int]], writers:list[Writer], max_new:int, sampler:Sampler, rngs:list)->list[tuple]:
