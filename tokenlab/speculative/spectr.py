@@ -157,7 +157,7 @@ def bigram_lm(
         lm.embed.weight.copy_(torch.eye(V)); lm.norm.weight.fill_(1/V**.5); lm.head.weight.copy_(table.log().clamp(min=-1e4).T)
     return lm
 
-# %% ../../nbs/09_speculative/12_spectr.ipynb #8a45d6eb
+# %% ../../nbs/09_speculative/12_spectr.ipynb #cbeac7c7
 @implements("spectr")
 def accept_kseq(
     step:Step,          # A draft of independent guesses (`PathDrafter`, or `ModelDrafter` with several branches) and the target's answer
@@ -170,8 +170,8 @@ def accept_kseq(
     while True:
         p, siblings = step.law(path, sampler), kids.get(node, ())            # (V,)
         if not siblings: return path, draw(p, sampler, rng)
-        if step.draft.counts is None or node not in step.draft.laws: raise ValueError("k-SEQ needs independent draws, with their counts and laws: draft with PathDrafter or ModelDrafter at a temperature above 0, or use accept_sampling")
-        guesses = shuffle([tokens[i] for i in siblings for _ in range(int(step.draft.counts[i]))], rng)
+        if node not in step.draft.laws or step.draft.counts is None and len(siblings) > 1: raise ValueError("k-SEQ needs independent draws, with their counts and laws: draft with PathDrafter or ModelDrafter at a temperature above 0, or use accept_sampling")
+        guesses = shuffle([tokens[i] for i in siblings for _ in range(1 if step.draft.counts is None else int(step.draft.counts[i]))], rng)
         token = kseq_select(p, step.draft.laws[node].to(p), guesses, sampler, rng)
         node = next((i for i in siblings if tokens[i] == token), None)
         if node is None: return path, token
@@ -202,7 +202,7 @@ def draw_draft(
                 bbox=dict(boxstyle="round,pad=.3", fc=COLORS[2] if on else "white", ec="0.4"))
     ax.set(xlim=(-.5, max(depth, default=0) + .6), ylim=(-max(xs.values()) - .7, .7)); ax.axis("off")
 
-# %% ../../nbs/09_speculative/12_spectr.ipynb #e9d547dd
+# %% ../../nbs/09_speculative/12_spectr.ipynb #28eae1ec
 def lab_prompts(tokenizer, n:int, *, seed:int=0, length:int=48)->list[list[int]]:
     "`n` pieces of `length` tokens of held-out Python code, each from the beginning of a line."
     from tokenlab import corpora
@@ -213,10 +213,10 @@ def lab_prompts(tokenizer, n:int, *, seed:int=0, length:int=48)->list[list[int]]
         return tokenizer.encode(text[start:start + 12*length])[:length]
     return list(itertools.islice((p for p in iter(piece, None) if len(p) == length), n))
 
-def tokens_per_call(target, prompts:list[list[int]], drafter, accept=None, *, n:int=48, sampler:Sampler=Sampler(), seed:int=0)->float:
-    "Tokens that come out of a call of the target, calls with less room than the draft has levels left out."
-    done, depth = speculate(target, prompts, drafter=drafter, accept=accept, max_new_tokens=n, sampler=sampler, seed=seed), len(drafter.branching)
-    whole = [a for r in done for i, a in enumerate(r.accepted) if sum(r.accepted[:i]) + depth < n]
+def tokens_per_call(target, prompts:list[list[int]], drafter, accept=None, *, n:int=48, sampler:Sampler=Sampler(), seed:int=0, room:int|None=None)->float:
+    "Tokens that come out of a call of the target; calls with less than `room` (None: the levels of the draft) to go are left out."
+    done = speculate(target, prompts, drafter=drafter, accept=accept, max_new_tokens=n, sampler=sampler, seed=seed)
+    whole = [a for r in done for i, a in enumerate(r.accepted) if sum(r.accepted[:i]) + (room or len(drafter.branching)) < n]
     return sum(whole)/len(whole)
 
 # %% ../../nbs/09_speculative/12_spectr.ipynb #11945acd
