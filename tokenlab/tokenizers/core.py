@@ -255,8 +255,8 @@ def save(self:Tokenizer, path:str|Path)->Path: # The file written
     if not extra: side.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #f258f8df
-READERS = {"BPE": "tokenlab.tokenizers.bpe", "SentencePiece BPE": "tokenlab.tokenizers.formats", # kind -> module with a function `from_json(content, sidecar)`
+# %% ../../nbs/01_tokenizers/00_core.ipynb #179caefc
+READERS = {"BPE": "tokenlab.tokenizers.fast_bpe", "SentencePiece BPE": "tokenlab.tokenizers.formats", # kind -> module with a function `from_json(content, sidecar)`
            "Unigram": "tokenlab.tokenizers.unigram", "WordPiece": "tokenlab.tokenizers.wordpiece", "merge-free": "tokenlab.tokenizers.merge_free"}
 
 def model_kind(content:dict)->str: # A key of `READERS`, or what the file calls it
