@@ -402,7 +402,7 @@ def as_array(data:np.ndarray|bytes|str)->np.ndarray: # (n,) uint8
         raise ValueError(f"can cut str, bytes, or a (n,) array of uint8, got {getattr(data, 'dtype', type(data).__name__)}: encode it first")
     return np.ascontiguousarray(data)
 
-# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #990bc0f5
+# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #faf77e24
 @patch
 def boundaries(self:Pretokenizer,
     data:np.ndarray|bytes|str # Text (n bytes)
@@ -417,6 +417,7 @@ def boundaries(self:Pretokenizer,
         parts.append(out[:n])
     return np.concatenate(parts)
 
+# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #d510401b
 @patch
 def split(self:Pretokenizer,
     text:str|bytes      # What to cut
