@@ -1106,6 +1106,7 @@ def learn_merges(
     *,
     min_frequency:int=1,            # Pairs that occur less often are not merged
     max_token_length:int|None=None, # Bytes of the longest token; None: any length
+    allow:Callable[[bytes], bool]|None=None, # May this new token be made? A pair that is refused is dropped for good
     start:BPE|None=None,            # Go on from the tokens and merges of this tokenizer; None: from the bytes
     progress:bool=False             # Show a progress bar
 )->tuple[list[bytes], list[tuple[int, int]]]: # all tokens (fewer than asked if the merges run out), the new merges
@@ -1118,7 +1119,7 @@ def learn_merges(
         while len(tokens) < n_tokens and (found := index.best(least)):
             at, *pair = found
             token = tokens[pair[0]] + tokens[pair[1]]
-            if max_token_length and len(token) > max_token_length: continue
+            if (max_token_length and len(token) > max_token_length) or (allow and not allow(token)): continue
             new = known.setdefault(token, len(tokens))
             merges.append(tuple(pair))
             index.merge(at, new)
