@@ -31,16 +31,16 @@ def unsupported(what:str)->ValueError:
     "The error for a file that asks for something we do not do."
     return ValueError(f"not supported: {what}; open the file with the tokenizers library instead")
 
-# %% ../../nbs/01_tokenizers/04_formats.ipynb #1be91e9e
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #12da6f5c
 def lowercase(text:str)->str:
     "Each character in lower case, whatever stands around it."
     return text.replace("Σ", "σ").lower()
 
-def strip_accents(text:str)->str:
-    "The text without its non-spacing marks."
-    return "".join([c for c in text if unicodedata.category(c) != "Mn"])
+def strip_accents(text:str, kinds:tuple[str, ...]=("Mn", "Mc", "Me"))->str:
+    "The text without its combining marks, of any kind or of some."
+    return "".join([c for c in text if unicodedata.category(c) not in kinds])
 
-# %% ../../nbs/01_tokenizers/04_formats.ipynb #8b7f921e
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #c6b14611
 CONTROL = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Co}\ufffd]")
 CHINESE = regex.compile(r"[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f\U0002b920-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f]")
 SPACES = regex.compile(r"\s")
@@ -50,7 +50,7 @@ def bert_normalizer(clean_text:bool=True, handle_chinese_chars:bool=True, strip_
     def normalize(text:str)->str:
         if clean_text: text = SPACES.sub(" ", CONTROL.sub("", text))
         if handle_chinese_chars: text = CHINESE.sub(r" \g<0> ", text)
-        if lowercase if strip_accents is None else strip_accents: text = drop_accents(unicodedata.normalize("NFD", text))
+        if lowercase if strip_accents is None else strip_accents: text = drop_accents(unicodedata.normalize("NFD", text), ("Mn",))
         return lower(text) if lowercase else text
     return normalize
 
@@ -421,11 +421,11 @@ def edge(word:str, side:int)->str:
     "First (0) or last (-1) symbol of a word; a byte such as `<0x0A>` is one symbol."
     return word if BYTE_WORD.fullmatch(word) else word[side]
 
-# %% ../../nbs/01_tokenizers/04_formats.ipynb #f9f0425b
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #05efefd7
 FREE = -1                  # empty place of a hash table
 NONE = np.int32(2**31 - 1) # rank of a pair that is not merged
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def place(keys, key): # keys: (power of two,) int64
     "Where `key` stands in a hash table, or the free place where it belongs."
     mask = np.uint64(len(keys) - 1)

@@ -20,7 +20,7 @@ __all__ = ['MISSED', 'FLOOR', 'trie_add', 'make_trie', 'step', 'as_codes', 'best
            'model_tables', 'with_unknown', 'from_json', 'cut_json', 'train_unigram', 'sample_path', 'toy_unigram',
            'from_sentencepiece']
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #c2833436
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #675318c7
 @njit(cache=True, nogil=True)
 def trie_add(keys, nodes, leaves, used, codes, ends):
     "Add the words that end at `ends` in `codes`; returns (done, nodes used): not all are done if the tables are full."
@@ -46,7 +46,7 @@ def make_trie(codes:np.ndarray, ends:np.ndarray)->tuple[np.ndarray, np.ndarray, 
         if done == len(ends): return keys, nodes, leaves[:used].copy()
         room = min(2 * room, len(codes) + 2) if 2 * room < len(codes) + 2 else len(codes) + int(np.diff(ends, prepend=0).max()) + 2
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def step(keys, nodes, node, code):
     "The node after `node` on `code`; -1 if there is none."
     i = place(keys, np.int64(node) << 21 | code)
