@@ -22,8 +22,8 @@ from .core import BYTE_ORDER, Tokenizer, allowed, as_bytes, as_text
 from .pretokenize import Pretokenizer, byte, class_table, load8, next_piece
 
 # %% auto #0
-__all__ = ['K', 'EMPTY', 'NEVER', 'FEW', 'SHORT', 'LONG', 'ALL', 'LOW', 'HIGH', 'BATCH', 'LINE', 'WALL', 'spread_bits', 'find',
-           'power_of_two', 'fill', 'pair_table', 'rank_of', 'Model', 'start_ranks', 'merge_few', 'push', 'pop',
+__all__ = ['K', 'EMPTY', 'NEVER', 'FEW', 'SHORT', 'LONG', 'ALL', 'LOW', 'HIGH', 'BATCH', 'LINE_END', 'WALL', 'spread_bits',
+           'find', 'power_of_two', 'fill', 'pair_table', 'rank_of', 'Model', 'start_ranks', 'merge_few', 'push', 'pop',
            'chance', 'merge_many', 'squeeze', 'hash_bytes', 'same', 'token_size', 'whole_token', 'enter_whole', 'Cache',
            'new_cache', 'short_key', 'bucket', 'remember_short', 'remember_long', 'recall_long', 'new_piece',
            'encode_spans', 'known_piece', 'write_ends', 'FastBPE', 'as_pretokenizer', 'build_model', 'rank_bytes',
@@ -833,23 +833,23 @@ def count_pieces(
     return first.pieces()
 BATCH = 1 << 22 # characters
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #1a3d1a87
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #d128b16a
 def read_chunks(
     paths:Iterable[str|Path],   # UTF-8 files
     size:int=BATCH              # Characters read at once
 )->Iterator[str]:               # Joined they are the files
-    "The text of files of any size in chunks; a cut comes after a line end, before a letter, where published patterns cut too."
+    "The text of files of any size in chunks; a cut comes between a letter and a line end, where published patterns cut too."
     for path in paths:
         rest = ""
         with open(path, encoding="utf8", newline="") as file:
             while new := file.read(size):
                 rest += new
-                cuts = [m.end() - 1 for m in LINE.finditer(rest, max(0, len(rest) - size))]
+                cuts = [m.end() for m in LINE_END.finditer(rest, max(0, len(rest) - size))]
                 if cuts:
                     yield rest[:cuts[-1]]
                     rest = rest[cuts[-1]:]
         if rest: yield rest
-LINE = re.compile(r"\n[^\W\d_]")
+LINE_END = re.compile(r"[^\W\d_](?=[\r\n])")
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #4a56948d
 WALL = np.int32(-1)
