@@ -90,11 +90,11 @@ def superbpe_claim(
     curve = {v: (bytes_per_token(plain.shrink(v), valid), bytes_per_token(t, valid)) for v, t in tokenizers.items()}
     return {"baseline": curve[30_000][0], "method": curve[30_000][1]} | {f"saved, {v} tokens": 1 - a/b for v, (a, b) in curve.items()}
 
-# %% ../../nbs/01_tokenizers/10_superbpe.ipynb #1ab31c37
+# %% ../../nbs/01_tokenizers/10_superbpe.ipynb #369c44b8
 def english(seed:int)->tuple[list[str], list[str]]: # training texts, held-out texts
     "A draw of the English manuals and docstrings; every draw is measured on the same held-out documents."
     import random
-    from tokenlab.corpora import load
-    train, valid = (load("python-docs", split=name)["text"] for name in ("train", "valid"))
-    train = list(train)
-    return random.Random(seed).sample(train, len(train)*8//10), list(valid)
+    from tokenlab.corpora import load, split_of
+    parts = {"train": [], "valid": []}
+    for row in load("python-docs"): parts.setdefault(split_of(row["source"]), []).append(row["text"])
+    return random.Random(seed).sample(parts["train"], len(parts["train"])*8//10), parts["valid"]
