@@ -253,7 +253,7 @@ def normalize(self:TextTokenizer, text:str,
         elif text: front += places
     return (text, reference, front) if marks else reference
 
-# %% ../../nbs/01_tokenizers/04_formats.ipynb #d9ae506c
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #1aef1d19
 @patch
 def matcher_for(self:TextTokenizer, names:frozenset[str])->tuple: # patterns of early and late added tokens
     "The added tokens to look for when the special tokens `names` are allowed."
@@ -275,6 +275,7 @@ def parts(self:TextTokenizer, text:str, names:frozenset[str]=frozenset())->Itera
             else: yield None, reference, self.lead(cut_all(marked, self._cutters, at_start), front)
         at_start = False
 
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #3b3b78cd
 @patch
 def lead(self:TextTokenizer, pieces:list[Piece], front:int)->list[Piece]:
     "The pieces, the first of which has `front` more marks in front."
@@ -313,7 +314,7 @@ def piece_widths(reference:str, pieces:Sequence[Piece])->tuple[np.ndarray, int]:
         at += gap + len(text) - front
     return np.concatenate(out) if out else NO_WIDTHS, int(source[at:].sum())
 
-# %% ../../nbs/01_tokenizers/04_formats.ipynb #fa0f3d72
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #e2ea6259
 @patch
 def model_ids(self:TextTokenizer, pieces:Sequence[Piece], widths:np.ndarray=NO_WIDTHS)->tuple[np.ndarray, np.ndarray]: # ids (T,), their bytes (T,)
     "The model's tokens of some pieces."
@@ -335,6 +336,7 @@ def ordinary(self:TextTokenizer, text:str)->list[int]:
     "Ids of `text` as ordinary text."
     return self.ids_of(text)
 
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #7aa69e56
 @patch
 def names_of(self:TextTokenizer, special:str|Iterable[str])->frozenset[str]:
     "The special tokens that the argument `special` of `encode` allows."
@@ -573,7 +575,7 @@ def merge_all(ids, own, walls, keys, ranks, products, few):
         lo = hi
     return end
 
-# %% ../../nbs/01_tokenizers/04_formats.ipynb #d5c80ee7
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #0fb2fe4b
 class SentencePieceBPE(TextTokenizer):
     "BPE over characters with byte fallback, as in the files of Llama and Mistral."
     def __init__(self,
@@ -595,6 +597,7 @@ class SentencePieceBPE(TextTokenizer):
         self._ordinary = {w: i for w, i in self._vocab.items() if i not in named}
         self._tables = merge_tables(self)
 
+# %% ../../nbs/01_tokenizers/04_formats.ipynb #592e5902
 def merge_tables(self:SentencePieceBPE)->tuple:
     "Arrays for the compiled encoder: ids of characters and bytes, merges, neighbours that can meet."
     vocab, chars = self._vocab, {ord(w): i for w, i in self._ordinary.items() if len(w) == 1}

@@ -17,8 +17,8 @@ from .formats import FREE, NO_WIDTHS, Piece, TextTokenizer, cut_all, flat, place
 # %% auto #0
 __all__ = ['MISSED', 'FLOOR', 'trie_add', 'make_trie', 'step', 'as_codes', 'best_path', 'viterbi', 'forward', 'backward',
            'e_step', 'grow', 'candidates', 'usage', 'losses', 'm_step', 'prune', 'learn_unigram', 'Unigram',
-           'model_tables', 'with_unknown', 'from_json', 'cut_json', 'train_unigram', 'sample_path', 'toy_unigram',
-           'from_sentencepiece']
+           'model_tables', 'with_unknown', 'from_json', 'cut_json', 'train_unigram', 'ways_in', 'sample_path',
+           'toy_unigram', 'from_sentencepiece']
 
 # %% ../../nbs/01_tokenizers/05_unigram.ipynb #675318c7
 @njit(cache=True, nogil=True)
@@ -59,7 +59,7 @@ def as_codes(words:Sequence[bytes|np.ndarray])->tuple[np.ndarray, np.ndarray]: #
     else: codes = np.concatenate(words).astype(np.int32) if len(words) else np.zeros(0, np.int32)
     return codes, np.cumsum([len(w) for w in words]).astype(np.int64)
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #1e67418e
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #c4042a1e
 MISSED = 10. # how far below the lowest score an unknown character stands
 
 @njit(cache=True, nogil=True)
@@ -79,6 +79,7 @@ def best_path(codes, lo, hi, keys, nodes, leaves, scores, unknown, banned, score
             if score[i] + scores[w] > score[j + 1]: score[j + 1], back[j + 1], token[j + 1] = score[i] + scores[w], i, w
         if not single and score[i] + unknown > score[i + 1]: score[i + 1], back[i + 1], token[i + 1] = score[i] + unknown, i, -1
 
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #67c02cfa
 @njit(cache=True, nogil=True)
 def viterbi(codes, starts, keys, nodes, leaves, scores, unknown):
     "Tokens (T,) and their ends (T,) of all pieces that start at `starts`."
@@ -197,7 +198,7 @@ def candidates(
     data = text.tobytes()
     return [data[a:a + n] for a, n in spans[best]], counts[best]
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #cd2e25aa
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #86881150
 @njit(cache=True, nogil=True)
 def usage(codes, ends, weights, keys, nodes, leaves, scores):
     "How often the best segmentations of all pieces use each token (V,)."
@@ -213,6 +214,7 @@ def usage(codes, ends, weights, keys, nodes, leaves, scores):
             j = back[j]
     return counts
 
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #cfe67b87
 @njit(cache=True, nogil=True)
 def losses(codes, ends, keys, nodes, leaves, scores, counts):
     "What the corpus loses without each token (V,); infinite for single bytes, -1 for tokens that are no use."
@@ -278,7 +280,7 @@ def learn_unigram(
             bar.update(before - len(words))
     return words, np.maximum(scores, scores[np.isfinite(scores)].min() - MISSED), history
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #387cf690
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #8cf9eccc
 class Unigram(TextTokenizer):
     "A unigram language model over tokens; text is cut the likeliest way."
     def __init__(self,
@@ -301,6 +303,7 @@ class Unigram(TextTokenizer):
         self._split = compile_pattern(self.pattern) if self.byte_level else None
         model_tables(self, named)
 
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #62e6c1f3
 def model_tables(self:Unigram, named:set[int]):
     "The trie of all tokens that text can become, and the ids of bytes."
     byte_words = {f"<0x{b:02X}>": b for b in range(256)} if self.byte_fallback else {}
@@ -311,7 +314,7 @@ def model_tables(self:Unigram, named:set[int]):
     self._trie, self._scores = make_trie(*as_codes(spelt)), self.scores[self._ids]
     self._unknown = float(self.scores.min(initial=0.)) - MISSED
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #676944b0
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #803f9784
 @njit(cache=True, nogil=True)
 def with_unknown(found, ends, codes, starts, ids, byte_ids, unk, widths):
     "Ids and widths of a segmentation in which -1 stands for an unknown character; the third result is a character without any id, or -1."
@@ -334,6 +337,7 @@ def with_unknown(found, ends, codes, starts, ids, byte_ids, unk, widths):
         at = ends[t]
     return out[:n], own[:n], -1
 
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #8ba78c3e
 @patch
 def segment(self:Unigram, codes:np.ndarray, starts:np.ndarray, widths:np.ndarray)->tuple[np.ndarray, np.ndarray]:
     "The likeliest tokens of the pieces that start at `starts` in `codes`, with their widths."
@@ -376,13 +380,14 @@ def from_json(content:dict, sidecar:dict|None=None)->Unigram:
     words, scores = [w for w, _ in vocab] + [extra[i] for i in sorted(extra)], [s for _, s in vocab] + [0.] * len(extra)
     return Unigram(words, scores, unk_id=model.get("unk_id"), byte_fallback=bool(model.get("byte_fallback")), **parts)
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #53ac4b35
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #fd4bd2e8
 def cut_json(pattern:str|None)->dict:
     "The pre-tokeniser of a byte-level file that cuts by `pattern`."
     if pattern in (None, "gpt2"): return byte_level(use_regex=pattern == "gpt2")
     cutter = dict(type="Split", pattern=dict(Regex=PATTERNS.get(pattern, pattern)), behavior="Isolated", invert=False)
     return dict(type="Sequence", pretokenizers=[cutter, byte_level()])
 
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #8796494d
 def train_unigram(
     texts:Iterable[str|bytes],         # Corpus; read once, so a generator will do
     vocab_size:int,                    # V: 256 bytes + tokens + special tokens
@@ -409,38 +414,42 @@ def train_unigram(
     tok.history = history
     return tok
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #ec51faf5
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #450cc5d8
+@njit(cache=True, nogil=True)
+def ways_in(codes, lo, hi, keys, nodes, leaves, scores, unknown, theta, alpha, last, source, word, value, link):
+    "alpha of all places of one piece, and the edges into each place as a linked list from `last`."
+    count, alpha[lo] = 0, 0.
+    for i in range(lo, hi + 1):
+        if i > lo:
+            high, total, e = -np.inf, 0., last[i - lo]
+            while e >= 0: high, e = max(high, value[e]), link[e]
+            e = last[i - lo]
+            while e >= 0: total, e = total + np.exp(value[e] - high), link[e]
+            alpha[i] = high + np.log(total)
+        node, single = 0, False
+        for j in range(i, hi):
+            node = step(keys, nodes, node, codes[j])
+            if node < 0: break
+            w = leaves[node]
+            if w < 0: continue
+            single = single or j == i
+            source[count], word[count], value[count], link[count] = i, w, alpha[i] + theta * scores[w], last[j + 1 - lo]
+            last[j + 1 - lo], count = count, count + 1
+        if i < hi and not single:
+            source[count], word[count], value[count], link[count] = i, -1, alpha[i] + theta * unknown, last[i + 1 - lo]
+            last[i + 1 - lo], count = count, count + 1
+
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #4a9a603e
 @njit(cache=True, nogil=True)
 def sample_path(codes, starts, keys, nodes, leaves, scores, unknown, theta, draws, longest):
     "Tokens and ends of a segmentation drawn with probability in proportion to p ** theta; `draws` (n,) are uniform."
     n = len(codes)
-    out, ends, t, room = np.empty(n, np.int32), np.empty(n, np.int64), n, 0
-    alpha = np.empty(n + 1)
+    out, ends, t, alpha = np.empty(n, np.int32), np.empty(n, np.int64), n, np.empty(n + 1)
     for p in range(len(starts) - 1, -1, -1):
         lo, hi = starts[p], starts[p + 1] if p + 1 < len(starts) else n
-        source, word, count = np.empty((hi - lo) * (longest + 1), np.int64), np.empty((hi - lo) * (longest + 1), np.int32), 0
-        value, last, link = np.empty((hi - lo) * (longest + 1)), np.full(hi - lo + 1, -1), np.empty((hi - lo) * (longest + 1), np.int64)
-        alpha[lo] = 0.
-        for i in range(lo, hi + 1):
-            if i > lo:
-                high, total, e = -np.inf, 0., last[i - lo]
-                while e >= 0: high, e = max(high, value[e]), link[e]
-                e = last[i - lo]
-                while e >= 0: total, e = total + np.exp(value[e] - high), link[e]
-                alpha[i] = high + np.log(total) if total > 0 else -np.inf
-            if i == hi or alpha[i] == -np.inf: continue
-            node, single = 0, False
-            for j in range(i, hi):
-                node = step(keys, nodes, node, codes[j])
-                if node < 0: break
-                w = leaves[node]
-                if w < 0: continue
-                single = single or j == i
-                source[count], word[count], value[count], link[count] = i, w, alpha[i] + theta * scores[w], last[j + 1 - lo]
-                last[j + 1 - lo], count = count, count + 1
-            if not single:
-                source[count], word[count], value[count], link[count] = i, -1, alpha[i] + theta * unknown, last[i + 1 - lo]
-                last[i + 1 - lo], count = count, count + 1
+        room, last = (hi - lo) * (longest + 1), np.full(hi - lo + 1, -1)
+        source, word, value, link = np.empty(room, np.int64), np.empty(room, np.int32), np.empty(room), np.empty(room, np.int64)
+        ways_in(codes, lo, hi, keys, nodes, leaves, scores, unknown, theta, alpha, last, source, word, value, link)
         j = hi
         while j > lo:
             t -= 1
@@ -453,6 +462,7 @@ def sample_path(codes, starts, keys, nodes, leaves, scores, unknown, theta, draw
             out[t], ends[t], j = word[choice], j, source[choice]
     return out[t:], ends[t:]
 
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #5bdf4fbc
 @patch
 def sample(self:Unigram,
     text:str|bytes,          # What to cut
@@ -481,7 +491,7 @@ def toy_unigram(probs:dict[str, float])->Unigram:
     "A tokenizer over characters from a table of probabilities, without any marks."
     return Unigram(["<unk>", *probs], [0., *np.log(list(probs.values()))], unk_id=0)
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #a4d6aa2e
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #ce939030
 @patch
 def nbest(self:Unigram,
     text:str|bytes,   # What to cut
@@ -500,6 +510,7 @@ def nbest(self:Unigram,
             best[end] = sorted(best[end], key=lambda way: -way[0])[:n]
     return [(self.trace(best, rank, codes, starts), way[0]) for rank, way in enumerate(best[-1])]
 
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #2035d060
 @patch
 def edges(self:Unigram, codes:np.ndarray, i:int, walls:set[int])->Iterator[tuple[int, int]]: # (end, token)
     "The tokens that start at place `i`; -1 is the unknown one."

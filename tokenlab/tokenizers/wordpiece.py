@@ -46,7 +46,7 @@ def longest_match(codes, starts, a_keys, a_nodes, a_leaves, b_keys, b_nodes, b_l
             own[was] = widths[lo:hi].sum() if len(widths) else 0
     return ids[:t], own[:t], -1
 
-# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #9a17c953
+# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #33956856
 INSIDE = "＃＃" # U+FF03 twice: marks a token inside a word, over bytes
 
 class WordPiece(TextTokenizer):
@@ -69,6 +69,7 @@ class WordPiece(TextTokenizer):
         self._split = compile_pattern(self.pattern) if self.byte_level else None
         word_tables(self, {e["id"] for e in self.added})
 
+# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #d6016cce
 def read_decoder(decoder:dict|None, prefix:str)->tuple[bool, None]: # whether spaces before punctuation are taken away
     "Check that we know how to decode."
     for part in flat(decoder, "decoders"):
@@ -111,7 +112,7 @@ def model_ids(self:WordPiece, pieces:Sequence[Piece], widths:np.ndarray=NO_WIDTH
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
     return self.segment(codes, starts, np.ones(len(codes), np.int64) if len(widths) else widths)
 
-# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #75528e8e
+# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #8375ca1a
 CLEAN = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")]
 
 @patch
@@ -136,13 +137,13 @@ def clean(text:str)->str:
     for old, new in CLEAN: text = text.replace(old, new)
     return text
 
+# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #35840e68
 @patch
 def model_json(self:WordPiece)->dict:
     "The model as the file writes it."
     return dict(type="WordPiece", unk_token=self.unk_token or "[UNK]", continuing_subword_prefix=self.prefix, max_input_chars_per_word=self.max_chars,
                 vocab={w: i for i, w in enumerate(self.words)})
 
-# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #6b3bb4d1
 def from_json(content:dict, sidecar:dict|None=None)->WordPiece:
     "The tokenizer of a `tokenizer.json` with a WordPiece model."
     model, parts = content["model"], read_parts(content)
@@ -172,9 +173,11 @@ def read_vocab_txt(
     return WordPiece(words, unk_token="[UNK]" if "[UNK]" in words else None, added=added, normalizer=normalizer, pre_tokenizer=dict(type="BertPreTokenizer"),
                      decoder=dict(type="WordPiece", prefix="##", cleanup=True))
 
-# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #f71e3ff5
+# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #a7e32efa
 @njit(cache=True, nogil=True)
-def f(c): return c * np.log(c) if c > 0 else 0.
+def f(c):
+    "c log c."
+    return c * np.log(c) if c > 0 else 0.
 
 @njit(cache=True, nogil=True)
 def gain(c, a, b, total, same):
