@@ -103,8 +103,8 @@ def by_level(self:DySpecDrafter, context:Context, depth:int):
         frontier = [self.add(node, ready[node][0][j], ready[node][1][j]) for node, j in chosen]
         if not frontier or len(self.tokens) == self.nodes: return
 
-# %% ../../nbs/09_speculative/14_dyspec.ipynb #d9f08a77
-@claim("dyspec", text="A tree grown by the drafter's probabilities gives more tokens a call of the target than fixed trees with the same budget of nodes", source="Table 2 and abstract",
+# %% ../../nbs/09_speculative/14_dyspec.ipynb #0a7a1f2b
+@claim("dyspec", text="A tree grown by the drafter's probabilities gives more tokens a call of the target than fixed trees with the same budget of nodes", source="abstract",
        metric="tokens per target call", baseline="the best of three fixed trees of 28 to 30 nodes on 4 levels, drawn without replacement", method="DySpec, best slot first, 30 nodes",
        setting="lab-draft for lab-base, 12 held-out Python beginnings, 64 tokens each, temperature 0.6 (paper: Llama-2 pairs, 64 and 768 nodes)", factor=1.)
 def measure_dyspec(seed:int)->dict[str, float]:
