@@ -61,7 +61,7 @@ def until_stop(tokens:list[int], stop_ids:frozenset)->list[int]:
     "Nothing is written after a stop token: the draft ends there."
     return tokens[:next((i + 1 for i, t in enumerate(tokens) if t in stop_ids), len(tokens))]
 
-# %% ../../nbs/09_speculative/02_lookup.ipynb #9c037257
+# %% ../../nbs/09_speculative/02_lookup.ipynb #d2d1723c
 Slots = namedtuple("Slots", "keys totals kinds heads tails token score after sizes")
 
 def empty_slots(contexts:int, entries:int)->Slots: # A power of two; room for so many (context, successor) pairs
@@ -79,6 +79,7 @@ def key_of(ids, end, n): # ids (T,) -> uint64, never 0
     h = (h ^ (h >> np.uint64(32)))*np.uint64(0x94D049BB133111EB)
     return (h ^ (h >> np.uint64(31))) | np.uint64(1)
 
+# %% ../../nbs/09_speculative/02_lookup.ipynb #0c72e16c
 @njit(cache=True, nogil=True)
 def slot_of(keys, key):
     "The slot that holds `key`, or the free one where it belongs."
