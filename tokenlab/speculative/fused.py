@@ -15,11 +15,12 @@ from ..lm import LM, Cache, LMOutput, Rope
 # %% auto #0
 __all__ = ['can_fuse', 'Fused']
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #d2588b7a
+# %% ../../nbs/09_speculative/02_fused.ipynb #c915c18b
 QUICK = dict(fastmath=True, nogil=True, cache=True)
 
 @njit(**QUICK)
 def one_row(x, W, y): # (k,), (n, k) -> y (n,)
+    "A matrix times one token, four rows at a time."
     n, k = W.shape
     for r in range(0, n - n%4, 4):
         w0, w1, w2, w3 = W[r], W[r+1], W[r+2], W[r+3]
@@ -31,9 +32,10 @@ def one_row(x, W, y): # (k,), (n, k) -> y (n,)
         for i in range(k): a += W[r, i]*x[i]
         y[r] = a
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #e4cfbff9
+# %% ../../nbs/09_speculative/02_fused.ipynb #c058ef21
 @njit(**QUICK)
 def two_rows(x, w, z, y, r): # (M, k), two rows (k,) -> columns r and r+1 of y (M, n)
+    "Two rows of a matrix times all tokens, four tokens at a time."
     M, k, m = x.shape[0], x.shape[1], 0
     while m + 4 <= M:
         p, q, s, t = x[m], x[m+1], x[m+2], x[m+3]
@@ -53,15 +55,17 @@ def two_rows(x, w, z, y, r): # (M, k), two rows (k,) -> columns r and r+1 of y (
 
 @njit(**QUICK)
 def times(x, W, y): # x (M, k), W (n, k) -> y (M, n)
+    "A matrix times a few tokens."
     if len(x) == 1: one_row(x[0], W, y[0]); return
     n = len(W)
     for r in range(0, n - n%2, 2): two_rows(x, W[r], W[r+1], y, r)
     if n%2:
         for m in range(len(x)): one_row(x[m], W[n-1:], y[m, n-1:])
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #6c2b11f3
+# %% ../../nbs/09_speculative/02_fused.ipynb #22ade56b
 @njit(**QUICK)
 def expo(x, y, bits): # y = exp(x), `bits` is scratch, int32; all (n,)
+    "exp of each number."
     power = bits.view(np.float32)
     for i in range(len(x)):
         t = min(max(x[i], np.float32(-87)), np.float32(88))*np.float32(1.4426950408889634)
@@ -71,9 +75,10 @@ def expo(x, y, bits): # y = exp(x), `bits` is scratch, int32; all (n,)
         y[i] = 1 + f*(1 + f*(np.float32(1/2) + f*(np.float32(1/6) + f*(np.float32(1/24) + f*(np.float32(1/120) + f*np.float32(1/720))))))
     for i in range(len(x)): y[i] *= power[i]
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #4642fe41
+# %% ../../nbs/09_speculative/02_fused.ipynb #907951e4
 @njit(**QUICK)
 def rms(x, w, eps, y): # (M, D) -> y (M, D)
+    "RMSNorm of each row."
     for m in range(len(x)):
         total = np.float32(0)
         for i in range(len(w)): total += x[m, i]*x[m, i]
@@ -82,14 +87,16 @@ def rms(x, w, eps, y): # (M, D) -> y (M, D)
 
 @njit(**QUICK)
 def rotate(x, cos, sin): # x (d,), cos and sin (d/2,)
+    "Turn a head to its position, in place."
     h = len(cos)
     for i in range(h):
         a, b = x[i], x[h+i]
         x[i], x[h+i] = a*cos[i] - b*sin[i], b*cos[i] + a*sin[i]
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #4cf0954f
+# %% ../../nbs/09_speculative/02_fused.ipynb #70a45752
 @njit(**QUICK)
 def attend(q, K, V, S, m, mask, y, score, bits): # q (d,), K and V (capacity, d) -> y (d,)
+    "One query over what it may see."
     d, n, top = len(q), S + m + 1 if mask.shape[0] == 0 else S + mask.shape[1], np.float32(-1e30)
     for s in range(n):
         a = np.float32(0)
@@ -106,9 +113,10 @@ def attend(q, K, V, S, m, mask, y, score, bits): # q (d,), K and V (capacity, d)
         for i in range(d): y[i] += score[s]*V[s, i]
     for i in range(d): y[i] /= total
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #0869966f
+# %% ../../nbs/09_speculative/02_fused.ipynb #fd9e0dd1
 @njit(**QUICK)
 def mix(x, W, i, sizes, K, V, S, at, mask): # attention of layer i, added to x (M, D)
+    "Attention of layer `i`."
     n1, wqkv, bqkv, nqk, wo, n2, wgu, wd, cos, sin, eps, scale = W
     (H, Hkv, d), M = sizes, len(x)
     h, qkv, y = np.empty_like(x), np.empty((M, (H + 2*Hkv)*d), np.float32), np.empty((M, H*d), np.float32)
@@ -129,9 +137,10 @@ def mix(x, W, i, sizes, K, V, S, at, mask): # attention of layer i, added to x (
     for m in range(M):
         for j in range(x.shape[1]): x[m, j] += h[m, j]
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #698515e3
+# %% ../../nbs/09_speculative/02_fused.ipynb #b4dd6454
 @njit(**QUICK)
 def think(x, W, i): # the gated MLP of layer i, added to x (M, D)
+    "The MLP of layer `i`."
     n1, wqkv, bqkv, nqk, wo, n2, wgu, wd, cos, sin, eps, scale = W
     M, F, h = len(x), wd.shape[2], np.empty_like(x)
     up, gate, bits = np.empty((M, 2*F), np.float32), np.empty((M, F), np.float32), np.empty(F, np.int32)
@@ -147,13 +156,15 @@ def think(x, W, i): # the gated MLP of layer i, added to x (M, D)
 
 @njit(**QUICK)
 def stack(x, W, sizes, K, V, S, at, mask): # x (M, D), through all layers in place
+    "All layers."
     for i in range(len(K)): mix(x, W, i, sizes, K, V, S, at, mask); think(x, W, i)
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #744526bd
+# %% ../../nbs/09_speculative/02_fused.ipynb #7682d072
 def can_fuse(lm)->bool:
     "Can `Fused` run this model? A plain `LM` in float32 on the CPU, without sliding windows."
     return type(lm) is LM and lm.config.window is None and lm.dtype == torch.float32 and lm.device.type == "cpu" and is_plain(lm)
 
+# %% ../../nbs/09_speculative/02_fused.ipynb #c200fe48
 class Fused(nn.Module):
     "A plain `LM` as one compiled function, equal to it up to rounding; for inference on a CPU."
     can_tree = can_rollback = True
@@ -182,7 +193,7 @@ class Fused(nn.Module):
         announce(self.lm, [ids.shape[1]])
         return LMOutput(self.logits(hidden), hidden)
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #7b1d9fdf
+# %% ../../nbs/09_speculative/02_fused.ipynb #06df32b9
 NO_MASK = np.zeros((0, 0), np.bool_)
 
 @patch
@@ -202,6 +213,7 @@ def pack(self:Fused):
     self.table, self.head, self.gain = (as_array(w) for w in (self.lm.embed.weight, self.lm.head.weight, self.lm.norm.weight))
     self.sizes = (c.n_heads, c.n_kv_heads, c.head_dim)
 
+# %% ../../nbs/09_speculative/02_fused.ipynb #c4dcdfcf
 @patch
 def run(self:Fused, ids, K, V, S:int, at, mask)->np.ndarray: # (n,) -> (n, D)
     "One row through all layers."
@@ -246,9 +258,10 @@ def new_cache(self:Fused, batch:int=1, capacity:int|None=None)->Cache: # capacit
     "An empty cache for `batch` rows."
     return self.lm.new_cache(batch, capacity)
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #e3371a95
+# %% ../../nbs/09_speculative/02_fused.ipynb #3a0c0117
 @njit(**QUICK)
 def law_of(x, temperature, y, bits): # logits (V,) -> y (V,), their softmax; greedy: y is left alone
+    "Softmax; returns the likeliest token."
     best = 0
     for i in range(len(x)):
         if x[i] > x[best]: best = i
@@ -262,6 +275,7 @@ def law_of(x, temperature, y, bits): # logits (V,) -> y (V,), their softmax; gre
 
 @njit(**QUICK)
 def pick_at(law, u): # the token where the cumulative law passes u
+    "The token at `u` of the cumulative law."
     total, V = np.float64(0), len(law)
     for i in range(V): total += law[i]
     goal, mass = u*total, np.float64(0)
@@ -272,9 +286,10 @@ def pick_at(law, u): # the token where the cumulative law passes u
     while law[i] == 0: i -= 1
     return i
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #48b5f930
+# %% ../../nbs/09_speculative/02_fused.ipynb #ec19a46b
 @njit(**QUICK)
 def draft_chain(ids, tables, W, sizes, K, V, S, temperature, u, least, tokens, laws): # -> number of drafts; they are in tokens (n,), laws (n, V)
+    "Read, draw, read what was drawn."
     table, gain, head = tables
     n, D, reach = len(tokens), table.shape[1], np.float32(1)
     x, h = np.empty((len(ids), D), np.float32), np.empty((1, D), np.float32)
