@@ -92,7 +92,8 @@ def test_every_merge_is_the_best_by_counting_again(pieces, by_count):
     "The gain of the chosen merge is the largest of all, by the likelihood of the corpus before and after."
     words = {p: [(p[i:i+1], i > 0) for i in range(len(p))] for p in pieces}
     corpus = lambda w: [t for p in w for t in w[p] * pieces[p]]
-    for token in learn_pieces(pieces, 518, score="count" if by_count else "likelihood")[512:]:
+    made = learn_pieces(pieces, 518, score="count" if by_count else "likelihood")[512:]
+    for token in [*made, None]:
         pairs = Counter()
         for p, w in words.items():
             for x in zip(w, w[1:]): pairs[x] += pieces[p]
@@ -101,10 +102,13 @@ def test_every_merge_is_the_best_by_counting_again(pieces, by_count):
             if pair[0] == pair[1]: return simple_gain(pairs[pair], words, pieces, pair)
             return log_likelihood(corpus({p: merged(w, pair) for p, w in words.items()})) - log_likelihood(corpus(words))
         values = {pair: value(pair) for pair in pairs}
+        if token is None:  # it stopped: because it had enough, or because nothing gains
+            assert len(made) == 6 or max(values.values(), default=0) < 1e-9
+            break
         chosen = [pair for pair in pairs if (pair[0][0] + pair[1][0], pair[0][1]) == token and values[pair] >= max(values.values()) - 1e-9]
         assert chosen, (token, values)
         words = {p: merged(w, chosen[0]) for p, w in words.items()}
-        if len(chosen) > 1: break  # a tie of two spellings: the loop may have taken either
+        if len(chosen) > 1 or made.count(token) > 1: break  # two spellings of one token: two tokens for the loop, one here
 
 
 def simple_gain(n, words, pieces, pair):
