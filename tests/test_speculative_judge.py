@@ -105,6 +105,10 @@ def test_mined_labels_by_a_slow_loop():
     for ok, h in want: assert any(r == ok and torch.allclose(h, x, atol=1e-4) for x, r in zip(hidden, right.tolist()))
 
 
+def test_no_labels_is_an_error():
+    with pytest.raises(ValueError, match="solves none"): mine_labels(small_lm(), small_lm(1), [[1, 2]], lambda i, ids: False, max_new_tokens=3)
+
+
 def test_ranking():
     assert ranking(torch.tensor([.9, .8, .1]), torch.tensor([True, True, False])) == 1
     assert ranking(torch.tensor([.5, .5]), torch.tensor([True, False])) == .5

@@ -127,7 +127,7 @@ def train_speaker(habit:float, *, dim:int, steps:int, seed:int, n:int=6000)->LM:
         opt.zero_grad(); loss.backward(); opt.step()
     return lm.eval().requires_grad_(False)
 
-# %% ../../nbs/09_speculative/15_judge.ipynb #12b7b98b
+# %% ../../nbs/09_speculative/15_judge.ipynb #ac09e254
 def mine_labels(
     target:LM, draft:LM,
     prompts:Sequence[list[int]],                     # Of one length
@@ -149,6 +149,7 @@ def mine_labels(
         ends = finish(target, prompts, tries, max_new_tokens)
         right += [is_right(i, ends[i]) for i in tries]
         open_ = {i: (ends[i] if ok else open_[i][0], differ[i] + 1) for i, ok in zip(tries, right[-len(tries):])}
+    if not hidden: raise ValueError(f"no label from {len(prompts)} problems: the target solves none, or the draft never differs; train the target longer or give more prompts")
     return torch.stack(hidden).clone(), torch.tensor(right)
 
 # %% ../../nbs/09_speculative/15_judge.ipynb #10647072
