@@ -50,7 +50,7 @@ def find(table, key): # table (S, ...) int64, S a power of two
     while table[at, 0] != key and table[at, 0] != EMPTY: at = (at + 1) & (len(table) - 1)
     return at
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #0ae92bd7
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #193d07d4
 def reader(dtype, name, bits):
     "An intrinsic that reads item i of the numbers at an address."
     @intrinsic
@@ -61,6 +61,7 @@ def reader(dtype, name, bits):
         return dtype(types.int64, types.int64), codegen
     return read
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #6dc3ff43
 def writer(dtype, name, bits):
     "An intrinsic that writes item i of the numbers at an address."
     @intrinsic
@@ -75,7 +76,7 @@ def writer(dtype, name, bits):
 get8, get32, get64 = reader(types.uint8, "get8", 8), reader(types.int32, "get32", 32), reader(types.int64, "get64", 64)
 put8, put32, put64 = writer(types.uint8, "put8", 8), writer(types.int32, "put32", 32), writer(types.int64, "put64", 64)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #e68227ca
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #424ab70b
 def power_of_two(n:int)->int: # >= n
     "The size of a table."
     return 1 << max(1, int(n) - 1).bit_length()
@@ -93,6 +94,7 @@ def pair_table(merges:np.ndarray)->np.ndarray: # (M, 2) ids -> (S, 2) int64
     fill(table, merges[:, 0] << 32 | merges[:, 1], np.arange(len(merges)))
     return table
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #b049b745
 @njit(cache=True, nogil=True)
 def rank_of(model, a, b):
     "The rank of a pair of ids, or `NEVER`."
@@ -117,7 +119,7 @@ class Model(NamedTuple):
     whole:int       # (W,) int32: a hash table of the tokens that are their own encoding
     whole_mask:int  # W - 1
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #cf691e58
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #60b8dd9a
 @njit(cache=True, nogil=True)
 def start_ranks(text, n, model, ids, near): # addresses; ids, near (n,) int32 are written
     "The ids of the bytes and the ranks of their pairs; -1, or the place of a byte without a token."
@@ -131,6 +133,7 @@ def start_ranks(text, n, model, ids, near): # addresses; ids, near (n,) int32 ar
         before = b
     return -1
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #0375eaa4
 @njit(cache=True, nogil=True)
 def merge_few(ids, near, n, model): # addresses of (n,) int32, in place
     "Merge the pair of lowest rank until none is left, looking at all pairs each time. Number of tokens."
@@ -184,7 +187,7 @@ def chance(state): # (1,) uint64, moved on
     z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return np.float64((z ^ z >> np.uint64(31)) >> np.uint64(11)) / 9007199254740992.
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #baeaf395
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #f674a071
 @njit(cache=True, nogil=True)
 def merge_many(ids, near, n, model, dropout, state): # ids, near: addresses of (n,) int32, in place
     "The same with a heap, O(n log n); each look at a pair ignores it with probability `dropout`. Number of tokens."
@@ -218,6 +221,7 @@ def merge_many(ids, near, n, model, dropout, state): # ids, near: addresses of (
             if get32(near, item & 0xffffffff) == item >> 32: size = push(heap, size, item)
     return squeeze(ids, n)
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #343d7ab4
 @njit(cache=True, nogil=True)
 def squeeze(ids, n):
     "Close the gaps (-1) in place. Number of ids left."
@@ -255,9 +259,11 @@ def same(a, b, n): # addresses
         i += 1
     return True
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #deb0e6f5
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #88d95c85
 @njit(cache=True, nogil=True)
-def token_size(model, i): return get64(model.starts, np.int64(i) + 1) - get64(model.starts, np.int64(i))
+def token_size(model, i):
+    "Bytes of a token."
+    return get64(model.starts, np.int64(i) + 1) - get64(model.starts, np.int64(i))
 
 @njit(cache=True, nogil=True)
 def whole_token(text, n, hashed, model):
@@ -268,6 +274,7 @@ def whole_token(text, n, hashed, model):
         if i < 0 or token_size(model, i) == n and same(text, model.bytes + get64(model.starts, i), n): return i
         at = (at + 1) & model.whole_mask
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #c7215026
 @njit(cache=True, nogil=True)
 def enter_whole(candidates, model, every, ids, near):
     "Enter the tokens that encode to themselves (or every token) into `model.whole`."
@@ -283,7 +290,7 @@ def enter_whole(candidates, model, every, ids, near):
         put32(model.whole, at, i)
 FEW = 64    # bytes of the longest piece that is merged without a heap
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #e846ff01
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #67ff2c37
 SHORT, LONG = 15, 256   # bytes of the longest piece in each part of the cache
 
 class Cache(NamedTuple):
@@ -298,6 +305,7 @@ class Cache(NamedTuple):
     head:int       # (1,) int64: bytes ever written to the ring
     near:int       # (FEW,) int32: working space
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #ae4fd553
 def new_cache(size:int)->tuple[Cache, list[np.ndarray]]: # for `size` short pieces, rounded up to a power of two; the arrays, to be kept
     "An empty cache."
     size = max(2, power_of_two(size))
@@ -328,7 +336,7 @@ def bucket(cache, a, b):
     x = (a ^ b * K) * K
     return cache.short + 32*(np.int64((x ^ x >> np.uint64(31)) * K >> np.uint64(34)) & (cache.short_size - 2))
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #43eca70b
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #52860979
 @njit(cache=True, nogil=True)
 def remember_short(cache, a, b, ids, n, model):
     "Enter a short piece; it takes the first row of its bucket, and the row's old piece the second."
@@ -340,6 +348,7 @@ def remember_short(cache, a, b, ids, n, model):
     put64(row, 3, np.int64(0))
     for i in range(n): put32(row + 16, i, np.int32(token_size(model, get32(ids, i)) << 28 | get32(ids, i)))
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #10dd0860
 @njit(cache=True, nogil=True)
 def remember_long(cache, text, size, hashed, ids, n):
     "Enter a longer piece: bytes and ids go to the ring, where they stay until the ring comes round."
@@ -355,6 +364,7 @@ def remember_long(cache, text, size, hashed, ids, n):
     put64(row, 2, size)
     put64(row, 3, n)
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #f6a19885
 @njit(cache=True, nogil=True)
 def recall_long(cache, text, size, hashed, out):
     "Write the ids of a longer piece to `out`; their number, 0 if it is not there."
@@ -394,7 +404,7 @@ def new_piece(text, start, end, size, model, cache, dropout, state, out): # out:
     elif size <= LONG: remember_long(cache, at, size, hashed, out, n)
     return n
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #25af0caa
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #89e7e779
 @njit(cache=True, nogil=True)
 def encode_spans(data, bounds, fixed, cuts, kind, classes, model, cache, dropout, state, out, ends, counts):
     "Ids of all spans of `data` one after the other; a span with `fixed` >= 0 is that id. Number of ids, or -1 - b."
@@ -422,6 +432,7 @@ def encode_spans(data, bounds, fixed, cuts, kind, classes, model, cache, dropout
         counts[span] = n - before
     return n
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #b24cad84
 @njit(cache=True, nogil=True)
 def known_piece(text, start, stop, size, cache, ids, edges, offset, want):
     "Write ids and ends of a piece from the short cache. Their number, 0 if it is not there."
@@ -446,6 +457,7 @@ def known_piece(text, start, stop, size, cache, ids, edges, offset, want):
         n += 1
     return n
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #8e2f2fd8
 @njit(cache=True, nogil=True)
 def write_ends(ids, edges, n, place, model):
     "The ends of n tokens that begin at `place`."
@@ -453,7 +465,7 @@ def write_ends(ids, edges, n, place, model):
         place += token_size(model, get32(ids, i))
         put64(edges, i, place)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #b0937584
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #e68f5da2
 class FastBPE(BPE):
     "Byte-level byte-pair encoding, compiled: the ids of `BPE`, sooner."
 
@@ -472,6 +484,7 @@ def as_pretokenizer(pattern:str|None|Pretokenizer)->Pretokenizer:
     "A pre-tokenizer by name, expression, or as it is."
     return pattern if isinstance(pattern, Pretokenizer) else Pretokenizer(pattern)
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #41b82180
 def build_model(tokenizer:BPE)->tuple[Model, list[np.ndarray]]: # the arrays are to be kept
     "The tables for the kernels."
     lengths = np.array([len(t) for t in tokenizer.tokens], np.int64)
@@ -495,13 +508,14 @@ def rank_bytes(first, byte_ids, model):
         for b in range(256):
             if byte_ids[a] >= 0 and byte_ids[b] >= 0: first[a << 8 | b] = rank_of(model, byte_ids[a], byte_ids[b])
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #f15b8efb
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #e9fe1815
 def utf8(text:str|bytes)->bytes:
     "The bytes of a text; a lone surrogate is a `ValueError`."
     if isinstance(text, (bytes, bytearray, memoryview)): return bytes(text)
     try: return text.encode()
     except (UnicodeEncodeError, AttributeError): return as_bytes(as_text(text)) # as_text says what is wrong
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #1efebb57
 @patch
 def spans(self:FastBPE, text:str|bytes, special:str|Iterable[str]="ignore")->tuple[list[bytes], list[int]]: # parts; the id of each, -1: to be cut
     "A text as ordinary parts and tokens that stand for themselves."
@@ -566,7 +580,7 @@ def ordinary(self:FastBPE, text:str)->list[int]:
     "Ids of `text` as ordinary text."
     return self.encode(as_bytes(text) if "\udc80" <= max(text, default="") <= "\udcff" else text)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #da81d52b
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #3f7c5212
 @patch
 def encode_array(self:FastBPE,
     text:str|bytes,                      # What to cut
@@ -584,6 +598,7 @@ def encode_array(self:FastBPE,
     offsets = np.concatenate([[0], ends])
     return ids, offsets if units == "bytes" else char_offsets(b"".join(parts), offsets)
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #1cb1188c
 def char_offsets(data:bytes, offsets:np.ndarray)->np.ndarray: # (T+1,) int64 both
     "Offsets in bytes as offsets in characters."
     text = data.decode("utf8", "surrogateescape")
@@ -595,7 +610,7 @@ def char_offsets(data:bytes, offsets:np.ndarray)->np.ndarray: # (T+1,) int64 bot
         first[np.cumsum([0, *widths[:-1]])] = True
     return np.concatenate([[0], np.cumsum(first)])[offsets]
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #74fc334c
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5307fc5a
 @patch
 def encode_batch(self:FastBPE,
     texts:Iterable[str|bytes],           # What to cut
@@ -608,6 +623,7 @@ def encode_batch(self:FastBPE,
     "Encode several texts."
     return [ids.tolist() for ids in encode_arrays(self, texts, special=special, dropout=dropout, seed=seed, workers=workers)]
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #3f4076b8
 def encode_arrays(
     tokenizer:FastBPE,
     texts:Iterable[str|bytes],           # What to cut
@@ -628,6 +644,7 @@ def encode_arrays(
     tokenizer._model, tokenizer._pieces, class_table() # built once, before the threads
     with ThreadPoolExecutor(workers) as pool: return [ids for some in pool.map(work, jobs) for ids in some]
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #731ee9e5
 def batches(texts:Iterable[str|bytes], size:int=1 << 20)->Iterator[list[str|bytes]]:
     "Lists of consecutive texts of about `size` characters together."
     some, total = [], 0
@@ -651,7 +668,7 @@ def encode_some(tokenizer:FastBPE, texts:list[str|bytes], special:str|Iterable[s
     ends = np.concatenate([[0], np.cumsum(counts)])[edges]
     return [ids[a:b] for a, b in zip(ends, ends[1:])]
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #ee16b309
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #73a294b7
 class PieceTable:
     "Distinct pieces and their counts: a hash table that grows."
     def __init__(self, size:int=1 << 12):
@@ -667,6 +684,7 @@ class PieceTable:
             self.rows = rows
         if self.state[1] + wanted > len(self.text): self.text = np.concatenate([self.text[:self.state[1]], np.empty(self.state[1] + 2*wanted, np.uint8)])
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #a905e80f
 @njit(cache=True, nogil=True)
 def row_of(rows, mask, a, b):
     "Address of the row where the search for a key begins."
@@ -683,7 +701,7 @@ def move_rows(old, new):
         while new[at, 1] != 0: at = (at + 1) & mask
         for c in range(4): new[at, c] = old[i, c]
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #7fe103dd
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #21cc4486
 @njit(cache=True, nogil=True)
 def add_piece(rows, text, state, source, a, b, size, n):
     "Count a piece `n` times more; `source` is the address of its bytes."
@@ -708,6 +726,7 @@ def key_of(text, start, size, end):
         return np.int64(a), np.int64(b)
     return np.int64(hash_bytes(text + start, size)), np.int64(-size)
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #11bb8be8
 @njit(cache=True, nogil=True)
 def count_spans(data, bounds, cuts, kind, classes, rows, text, state):
     "Count the pieces of all spans from where `state` stands; 0, or the bytes for which there is no room (make room, and call again)."
@@ -725,7 +744,7 @@ def count_spans(data, bounds, cuts, kind, classes, rows, text, state):
         state[2], state[3] = state[2] + 1, 0
     return 0
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #c80d7847
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #c093217a
 @patch
 def count(self:PieceTable, texts:Sequence[bytes], pieces:Pretokenizer):
     "Count the pieces of some texts."
@@ -743,6 +762,7 @@ def absorb(self:PieceTable, other:PieceTable):
     self.state[2:] = 0
     while wanted := add_rows(other.rows, other.text, self.rows, self.text, self.state): self.make_room(wanted)
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #864df117
 @njit(cache=True, nogil=True)
 def add_rows(others, other_text, rows, text, state):
     "Add the rows of another table from where `state` stands; as `count_spans`."
@@ -755,7 +775,7 @@ def add_rows(others, other_text, rows, text, state):
         state[2] += 1
     return 0
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #3ceb19f0
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #bb26607e
 class Pieces(Mapping):
     "Distinct pieces of a corpus and how often each occurs: a mapping from bytes to int, kept in three arrays."
     def __init__(self, text:np.ndarray, starts:np.ndarray, counts:np.ndarray): # (n,) uint8; (P+1,) int64; (P,) int64
@@ -783,6 +803,7 @@ class Pieces(Mapping):
         "Pieces in the corpus."
         return int(self.counts.sum())
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #7ed38286
 @patch
 def pieces(self:PieceTable)->Pieces:
     "What was counted."
@@ -864,9 +885,11 @@ def left_of(ids, i):
     "Where the symbol before the one at i begins."
     return i - 1 if ids[i - 1] >= WALL else i + ids[i - 1]
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #fc982cb7
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #88aa19e5
 @njit(cache=True, nogil=True)
-def before(heap, i, count, key): return heap[i, 0] > count or heap[i, 0] == count and heap[i, 1] < key
+def before(heap, i, count, key):
+    "Does item i come before a pair with this count and key?"
+    return heap[i, 0] > count or heap[i, 0] == count and heap[i, 1] < key
 
 @njit(cache=True, nogil=True)
 def push_pair(heap, n, count, key): # heap (H, 2) int64: count, key
@@ -903,7 +926,7 @@ def best_row(heap, n, rows, least):
         if rows[at, 1] >= least: n = push_pair(heap, n, rows[at, 1], key)
     return -1, 0
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #40c83085
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #af33886d
 @njit(cache=True, nogil=True)
 def sketch_pairs(ids, word, weights, sketch):
     "Add the weight of each pair to a cell that it may share with others."
@@ -932,6 +955,7 @@ def count_pairs(ids, word, weights, sketch, least, rows):
         i = j
     return True
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #ff9e85e3
 @njit(cache=True, nogil=True)
 def place_pairs(ids, rows, arena):
     "Write down where each pair of `rows` stands; column 3 counts again from 0."
@@ -952,6 +976,7 @@ def enter_rows(rows, kept):
         at = find(rows, kept[i, 0])
         for c in range(4): rows[at, c] = kept[i, c]
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #97a4f2dd
 @njit(cache=True, nogil=True)
 def pack(ids, rows, arena, new):
     "Copy the places that are still true to a new arena. Its used length."
@@ -965,7 +990,7 @@ def pack(ids, rows, arena, new):
         rows[r, 2], rows[r, 3] = start, top - start
     return top
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #1f0a4c66
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5565edba
 @njit(cache=True, nogil=True)
 def take_away(rows, a, b, w):
     "A pair stands `w` times less often."
@@ -996,6 +1021,7 @@ def replace_pair(ids, word, weights, rows, at, arena, new, gain, lefts, rights):
     rows[at, 1], rows[at, 3] = 0, 0
     return nl, nr
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #2134b58d
 @njit(cache=True, nogil=True)
 def enter_pairs(rows, arena, top, heap, size, new, side, gain, found, n, least, number):
     "Enter the new pairs on one side that reach `least`: row, places, heap. Used length of the arena, size of the heap, rows added."
@@ -1099,7 +1125,7 @@ def first_symbols(pieces:Pieces, start:BPE|None)->tuple[np.ndarray, np.ndarray]:
     if n < 0: raise ValueError(f"byte {-1 - n} is not UTF-8, and the tokenizer to start from has no token for it")
     return out[:n], counts
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #e1d487f5
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #ec9aef74
 def learn_merges(
     pieces:Mapping[bytes, int],     # piece -> occurrences
     n_tokens:int,                   # Tokens to end with, the 256 bytes included
@@ -1129,6 +1155,7 @@ def learn_merges(
                 bar.update()
     return tokens, merges
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #118f5473
 def make_index(pieces:Pieces, start:BPE|None, n_tokens:int)->FastIndex:
     "The index of a corpus before the first merge."
     symbols, numbers = first_symbols(pieces, start)
