@@ -1,0 +1,142 @@
+"StochasTok: same bytes, the table by brute force, the law of the published loop, and its place in training."
+import os, random, sys, types
+from collections import Counter
+from pathlib import Path
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from scipy.stats import chi2
+from tokenlab.lm import LM, LMConfig
+from tokenlab.tokenizers.bpe import train_bpe
+from tokenlab.tokenizers.core import ByteTokenizer, Tokenizer
+from tokenlab.tokenizers.stochastok import ASKS, StochasTok, bpe_dropout, expansion_table, langgame
+from tokenlab.training import fit
+
+TEXT = "the theory of the thing, then and there, thereafter; other things gather together in the weather. "*5
+
+
+@pytest.fixture(scope="module")
+def tok(): return train_bpe([TEXT], 300, special_tokens=["<|endoftext|>"])
+
+
+def brute(tok):
+    ids = {t: i for i, t in enumerate(tok.tokens) if i not in tok.special_tokens.values()}
+    return {i: [(ids[a], ids[b]) for a in ids for b in ids if a + b == t] for t, i in ids.items()}
+
+
+def test_table_is_brute_force(tok):
+    first, left, right = expansion_table(tok)
+    for i, pairs in brute(tok).items(): assert sorted(zip(left[first[i]:first[i+1]].tolist(), right[first[i]:first[i+1]].tolist())) == sorted(pairs)
+    assert first[tok.eos_id] == first[tok.eos_id + 1]
+    assert all(first[i + 1] > first[i] for i, t in enumerate(tok.tokens) if len(t) > 1 and i != tok.eos_id)
+
+
+@given(st.text(max_size=80), st.floats(0, 6), st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_bytes_stay(text, p, seed):
+    tok, ids = made(), made().encode(text)
+    out = StochasTok(tok, p).expand(ids, seed)
+    assert tok.decode_bytes(out) == text.encode() and len(ids) <= len(out) <= len(ids) + int(p*len(ids))
+    if p == 0: assert out == ids
+
+def made(kept=[]):
+    if not kept: kept.append(train_bpe([TEXT], 300))
+    return kept[0]
+
+
+def law(ids, E, attempts):
+    if not attempts: return {ids: 1.}
+    found = Counter()
+    for i, v in enumerate(ids):
+        for pair in E[v] or [(v,)]:
+            for o, q in law(ids[:i] + tuple(pair) + ids[i + 1:], E, attempts - 1).items(): found[o] += q/len(ids)/len(E[v] or [0])
+    return found
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_law(tok, attempts):
+    E = brute(tok)
+    start = tuple(tok.encode(" there the x")) if attempts < 3 else (max(E, key=lambda i: len(E[i])), tok._bytes[97])
+    stoch, n, rng = StochasTok(tok, (attempts + .001)/len(start)), 30_000, np.random.default_rng(5)
+    seen, exact = Counter(tuple(stoch.expand(start, rng)) for _ in range(n)), law(start, E, attempts)
+    assert seen.keys() <= exact.keys()
+    many = [o for o in exact if n*exact[o] >= 5]
+    rest = n*(1 - sum(exact[o] for o in many))
+    score = sum((seen[o] - n*exact[o])**2/(n*exact[o]) for o in many) + ((sum(seen[o] for o in exact.keys() - set(many)) - rest)**2/rest if rest > 5 else 0)
+    assert score < chi2.ppf(.9999, len(many))
+
+
+def test_authors_code(tok):
+    "With TOKENLAB_STOCHASTOK naming a folder with the authors' stochastok_processor.py: the same table, and the same outcome given the same numbers."
+    folder = os.environ.get("TOKENLAB_STOCHASTOK")
+    if not folder: pytest.skip("TOKENLAB_STOCHASTOK names no folder: authors' code not at hand")
+    names = {}
+    exec(compile((Path(folder)/"stochastok_processor.py").read_text(), "stochastok_processor.py", "exec"), names)
+    peer = object.__new__(names["StochastokProcessor"])
+    plain = sorted((i, t) for t, i in tok._ids.items())
+    peer.tokenizer, peer.expand_prop = types.SimpleNamespace(_mergeable_ranks={t: i for i, t in plain}), None
+    theirs, mine = peer.build_expansions(), brute(tok)
+    assert {k: sorted(v) for k, v in theirs.items()} == {k: sorted(v) for k, v in mine.items() if v}
+    peer.expansions, ids = theirs, tok.encode(TEXT[:200])
+    np.random.seed(3); random.seed(3)
+    out = peer.expand(list(ids), expand_prop=1.)
+    np.random.seed(3); random.seed(3)
+    again = list(ids)
+    for _ in range(len(ids)):
+        i = np.random.randint(len(again))
+        if again[i] in theirs: again[i:i+1] = random.choice(theirs[again[i]])
+    assert out == again and tok.decode(out) == TEXT[:200]
+
+
+def test_batch(tok):
+    ids = torch.full((3, 30), -1)
+    rows = [tok.encode(TEXT)[:30], tok.encode("then")[:2], tok.encode(TEXT[40:])[:20]]
+    for r, row in enumerate(rows): ids[r, :len(row)] = torch.tensor(row)
+    segments = torch.where(ids >= 0, torch.arange(30).expand(3, 30)//10, -1)
+    out = StochasTok(tok, 1.)({"ids": ids, "segments": segments, "weight": 5}, torch.Generator().manual_seed(1))
+    assert out["weight"] == 5 and out["ids"].shape == out["segments"].shape and out["ids"].shape[1] > 30
+    for r, row in enumerate(rows):
+        for s in range(3):
+            assert tok.decode(out["ids"][r][out["segments"][r] == s]) == tok.decode(ids[r][segments[r] == s])
+    same = StochasTok(tok, 1., same_length=True)({"ids": ids}, torch.Generator().manual_seed(1))["ids"]
+    assert same.shape == (3, 30) and torch.equal(same, out["ids"][:, :30])
+
+
+def test_trains_and_repeats(tok):
+    ids = torch.tensor([tok.encode(TEXT)[:24]]*4)
+    def run():
+        lm = LM(LMConfig(tok.vocab_size, dim=16, n_layers=1, n_heads=2, max_len=64), seed=0)
+        return fit(lm, lambda step: {"ids": ids}, steps=4, corrupt=StochasTok(tok, .5), progress=False, seed=3)
+    a, b = run(), run()
+    assert a.loss == b.loss and a.loss[-1] < a.loss[0] and len(set(a.tokens)) > 1
+
+
+def test_dropout(tok):
+    rng = np.random.default_rng(0)
+    assert bpe_dropout(tok, TEXT, 0., rng=rng) == tok.encode(TEXT)
+    assert bpe_dropout(tok, TEXT, 1., rng=rng) == [tok._bytes[b] for b in TEXT.encode()]
+    lengths = [len(bpe_dropout(tok, TEXT, p, rng=rng)) for p in (0., .1, .3, .9)]
+    assert lengths == sorted(lengths) and tok.decode(bpe_dropout(tok, TEXT, .3, rng=rng)) == TEXT
+
+
+def test_langgame():
+    words = "return value index class sequence of is all array function yellow banana letter success".split()
+    for prompt, (right, *wrong) in langgame(words, 300, seed=1):
+        right, wrong = right.strip(), [w.strip() for w in wrong]
+        part = prompt.split("'")[1] if "'" in prompt.partition("?")[0] else ""
+        if "most letter" in prompt: assert right.count(part) >= 2 and all(w.count(part) <= 1 for w in wrong)
+        elif "contains" in prompt: assert part in right and not any(part in w for w in wrong)
+        elif "starts" in prompt: assert right.startswith(part) and not any(w.startswith(part) for w in wrong)
+        elif "ends" in prompt: assert right.endswith(part) and not any(w.endswith(part) for w in wrong)
+        elif "longest" in prompt: assert len(right) >= 7 and all(len(w) <= 4 for w in wrong)
+        else: assert len(right) <= 3 and all(len(w) >= 6 for w in wrong)
+        assert all(w in prompt for w in [right, *wrong])
+    assert langgame(words, 9, seed=4) == langgame(words, 9, seed=4) != langgame(words, 9, seed=5)
+
+
+def test_errors(tok):
+    with pytest.raises(ValueError, match="nothing to split"): StochasTok(ByteTokenizer())
+    with pytest.raises(ValueError, match="proportion"): StochasTok(tok, -1)
+    with pytest.raises(ValueError, match="vocabulary has"): StochasTok(tok).expand([tok.vocab_size])
+    with pytest.raises(ValueError, match="probability"): bpe_dropout(tok, "a", 2, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="choose from"): langgame(["a"], 1, kinds=["rhymes"])
+    with pytest.raises(ValueError, match="too few"): langgame(["aa", "ab"], 3)
