@@ -75,20 +75,24 @@ def halves_first(batches, until:int): # step -> batch
         return {"ids": ids if step >= until else ids.reshape(2*ids.shape[0], ids.shape[1]//2)}
     return batch
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #7f443181
-def distill(teacher): # A `Loss`
-    "Cross-entropy of the student against the whole law of `teacher` at every position that has a next token."
+# %% ../nbs/00_foundations/12_lab_models.ipynb #34764887
+def distill(
+    teacher,          # The model whose laws are learnt
+    tv:float=10.,     # Weight of the total variation distance, 1 - sum min(p, q)
+): # A `Loss`
+    "Cross-entropy of the student against the whole law of `teacher`, and their distance, at every position that has a next token."
     import torch
     from tokenlab.training import autocast, dtype_of
     def loss(output, batch):
         device = batch["ids"].device
         with torch.no_grad(), autocast(device, dtype_of("auto", device)): logits = teacher(batch["ids"]).logits
-        soft = -(logits.float().softmax(-1)*output.logits.float().log_softmax(-1)).sum(-1)   # (B, T)
-        return soft*(batch["targets"] >= 0)
+        p, log_q = logits.float().softmax(-1), output.logits.float().log_softmax(-1)          # (B, T, V)
+        far = -(p*log_q).sum(-1) + (tv*(1 - torch.minimum(p, log_q.exp()).sum(-1)) if tv else 0.)  # (B, T)
+        return far*(batch["targets"] >= 0)
     return loss
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #141e5dd9
-STEPS = {"lab-base": 3000, "lab-draft": 1200}
+# %% ../nbs/00_foundations/12_lab_models.ipynb #e635fc87
+STEPS = {"lab-base": 3000, "lab-draft": 6000}
 RATES = {"lab-base": 5e-3, "lab-draft": 1e-2}
 
 def prepare(out:Path): # Blocks of 512 tokens, tokenizer, manifest {corpus: [(path, sha256), ...]}

@@ -26,12 +26,13 @@ __all__ = ['K', 'EMPTY', 'NEVER', 'FEW', 'SHORT', 'LONG', 'ALL', 'LOW', 'HIGH', 
            'find', 'power_of_two', 'fill', 'pair_table', 'rank_of', 'Model', 'start_ranks', 'merge_few', 'push', 'pop',
            'chance', 'merge_many', 'squeeze', 'hash_bytes', 'same', 'token_size', 'whole_token', 'enter_whole', 'Cache',
            'new_cache', 'short_key', 'bucket', 'remember_short', 'remember_long', 'recall_long', 'new_piece',
-           'encode_spans', 'known_piece', 'write_ends', 'FastBPE', 'as_pretokenizer', 'build_model', 'rank_bytes',
-           'utf8', 'check_dropout', 'char_offsets', 'encode_arrays', 'batches', 'encode_some', 'PieceTable', 'row_of',
-           'move_rows', 'add_piece', 'key_of', 'count_spans', 'add_rows', 'Pieces', 'write_pieces', 'count_pieces',
-           'read_chunks', 'right_of', 'left_of', 'before', 'push_pair', 'pop_pair', 'best_row', 'sketch_pairs',
-           'count_pairs', 'place_pairs', 'enter_rows', 'pack', 'take_away', 'replace_pair', 'enter_pairs', 'FastIndex',
-           'lay_out', 'first_symbols', 'learn_merges', 'make_index', 'from_json']
+           'encode_spans', 'known_piece', 'write_ends', 'part_end', 'joined', 'in_parts', 'FastBPE', 'as_pretokenizer',
+           'build_model', 'rank_bytes', 'utf8', 'check_dropout', 'char_offsets', 'encode_arrays', 'batches',
+           'encode_some', 'PieceTable', 'row_of', 'move_rows', 'add_piece', 'key_of', 'count_spans', 'add_rows',
+           'Pieces', 'write_pieces', 'count_pieces', 'read_chunks', 'right_of', 'left_of', 'before', 'push_pair',
+           'pop_pair', 'best_row', 'sketch_pairs', 'count_pairs', 'place_pairs', 'enter_rows', 'pack', 'take_away',
+           'replace_pair', 'enter_pairs', 'FastIndex', 'lay_out', 'first_symbols', 'learn_merges', 'make_index',
+           'from_json']
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #34513081
 K = np.uint64(0x9E3779B97F4A7C15)               # odd, its bits without pattern
@@ -106,7 +107,7 @@ def rank_of(model, a, b):
         if found == EMPTY: return NEVER
         at = (at + 1) & model.pair_mask
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5fea5739
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #d5a452d4
 class Model(NamedTuple):
     "What the kernels know of a tokenizer: addresses of arrays, and the masks of the tables among them."
     byte_ids:int    # (256,) int32, -1: no token
@@ -118,6 +119,7 @@ class Model(NamedTuple):
     starts:int      # (V+1,) int64: where each begins
     whole:int       # (W,) int32: a hash table of the tokens that are their own encoding
     whole_mask:int  # W - 1
+    joins:int       # (65536,) uint8: do two bytes stand side by side in any token?
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #60b8dd9a
 @njit(cache=True, nogil=True)
@@ -404,7 +406,7 @@ def new_piece(text, start, end, size, model, cache, dropout, state, out): # out:
     elif size <= LONG: remember_long(cache, at, size, hashed, out, n)
     return n
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #89e7e779
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #20458659
 @njit(cache=True, nogil=True)
 def encode_spans(data, bounds, fixed, cuts, kind, classes, model, cache, dropout, state, out, ends, counts):
     "Ids of all spans of `data` one after the other; a span with `fixed` >= 0 is that id. Number of ids, or -1 - b."
@@ -423,10 +425,8 @@ def encode_spans(data, bounds, fixed, cuts, kind, classes, model, cache, dropout
                 c += 1
                 stop = cuts[c] - offset
             m = known_piece(text, start, stop, size, cache, ids + 4*n, edges + 8*n, offset, want) if dropout == 0 else np.int64(0)
-            if m == 0:
-                m = new_piece(text, start, size, stop - start, model, cache, dropout, state, ids + 4*n)
-                if m < 0: return m
-                if want: write_ends(ids + 4*n, edges + 8*n, m, offset + start, model)
+            if m == 0: m = in_parts(text, start, stop, size, model, cache, dropout, state, ids + 4*n, edges + 8*n, offset, want)
+            if m < 0: return m
             n += m
             start = stop
         counts[span] = n - before
@@ -465,6 +465,42 @@ def write_ends(ids, edges, n, place, model):
         place += token_size(model, get32(ids, i))
         put64(edges, i, place)
 
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #21935dd8
+@njit(cache=True, nogil=True)
+def part_end(text, start, stop, model):
+    "The first place after `start` that no merge can cross, at most `stop`."
+    i = start + 1
+    while i < stop and get8(model.joins, np.int64(byte(text, i - 1)) << 8 | np.int64(byte(text, i))): i += 1
+    return i
+
+def joined(text:np.ndarray, starts:np.ndarray)->np.ndarray: # the bytes of all tokens, where each begins -> (65536,) uint8
+    "Which pairs of bytes some token has side by side."
+    joins, inner = np.zeros(1 << 16, np.uint8), np.ones(max(0, len(text) - 1), bool)
+    ends = starts[1:-1] - 1
+    inner[ends[(ends >= 0) & (ends < len(inner))]] = False
+    joins[(text[:-1].astype(np.int64) << 8 | text[1:])[inner]] = 1
+    return joins
+
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #773e5b4a
+@njit(cache=True, nogil=True)
+def in_parts(text, start, stop, size, model, cache, dropout, state, ids, edges, offset, want):
+    "Write ids and ends of a piece that the short cache does not have. Their number, or -1 - b for a byte b without a token."
+    n, at, part = np.int64(0), start, stop
+    apart = dropout == 0 and (stop - start > SHORT or stop - start > 3 and byte(text, stop - 3) >= 0xe0)
+    while at < stop:
+        if apart: part = part_end(text, at, stop, model)
+        m = known_piece(text, at, part, size, cache, ids + 4*n, edges + 8*n, offset, want) if part - at < stop - start else np.int64(0)
+        if m == 0:
+            m = new_piece(text, at, size, part - at, model, cache, dropout, state, ids + 4*n)
+            if m < 0: return m
+            if want: write_ends(ids + 4*n, edges + 8*n, m, offset + at, model)
+        n += m
+        at = part
+    if apart and n > 1 and n <= 4 and stop - start <= SHORT:
+        a, b = short_key(text, start, stop - start, size)
+        remember_short(cache, a, b, ids, n, model)
+    return n
+
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #e68f5da2
 class FastBPE(BPE):
     "Byte-level byte-pair encoding, compiled: the ids of `BPE`, sooner."
@@ -484,7 +520,7 @@ def as_pretokenizer(pattern:str|None|Pretokenizer)->Pretokenizer:
     "A pre-tokenizer by name, expression, or as it is."
     return pattern if isinstance(pattern, Pretokenizer) else Pretokenizer(pattern)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #41b82180
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #340637f8
 def build_model(tokenizer:BPE)->tuple[Model, list[np.ndarray]]: # the arrays are to be kept
     "The tables for the kernels."
     lengths = np.array([len(t) for t in tokenizer.tokens], np.int64)
@@ -494,8 +530,9 @@ def build_model(tokenizer:BPE)->tuple[Model, list[np.ndarray]]: # the arrays are
     pairs, products, whole = pair_table(merges), np.array(tokenizer._products, np.int32), np.full(power_of_two(2*len(own)), -1, np.int32)
     arrays = [byte_ids, np.full(1 << 16, NEVER, np.int32), pairs, products, np.frombuffer(b"".join(tokenizer.tokens), np.uint8),
               np.concatenate([[0], np.cumsum(lengths)]), whole]
-    ids_at, first, pairs_at, products_at, text, starts, whole_at = (a.ctypes.data for a in arrays)
-    model = Model(ids_at, first, pairs_at, len(pairs) - 1, products_at, text, starts, whole_at, len(whole) - 1)
+    arrays.append(joined(arrays[4], arrays[5]))
+    ids_at, first, pairs_at, products_at, text, starts, whole_at, joins = (a.ctypes.data for a in arrays)
+    model = Model(ids_at, first, pairs_at, len(pairs) - 1, products_at, text, starts, whole_at, len(whole) - 1, joins)
     rank_bytes(arrays[1], byte_ids, model)
     longest = int(lengths.max())
     enter_whole(own, model, tokenizer.ignore_merges, np.empty(longest, np.int32), np.empty(longest, np.int32))
