@@ -12,6 +12,8 @@ TEXT = "\n".join(f"def function_{i}(self, value): return self.value + {i} # by t
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path/"code.txt").write_text(TEXT, encoding="utf8")
+    (tmp_path/"empty.txt").touch()
+    for name in ("noise.bin", "noise.tiktoken"): (tmp_path/name).write_bytes(bytes(range(255, 0, -1))*3)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -48,6 +50,11 @@ def test_options_reach_the_trainer(folder, capsys):
     ("tokenizer train code.txt --vocab-size 300 --out x.json --transition .5", "bpe has no option --transition"),
     ("tokenizer train missing.txt --vocab-size 300 --out x.json", "missing.txt"),
     ("tokenizer train code.txt --vocab-size 30 --out x.json", "vocab_size 30 is too small"),
+    ("tokenizer train code.txt --vocab-size 300 --out code.txt", "code.txt is a file"),
+    ("tokenizer train code.txt --vocab-size 300 --out code.txt/x.json", "code.txt is a file"),
+    ("tokenizer train code.txt --vocab-size 300 --out x.json --pattern gpt5", "no pattern 'gpt5': choose from gpt2"),
+    ("tokenizer train empty.txt --vocab-size 300 --out x.json", "has no text"), ("tokenizer train noise.bin --vocab-size 300 --out x.json", "skipped: 1"),
+    ("tokenizer convert noise.bin x.json", "is not JSON"), ("tokenizer convert noise.tiktoken x.json", "line 1"),
     ("tokenizer encode nowhere.json x", "nowhere.json"), ("tokenizer encode lab-bse x", "lab model"),
     ("tokenizer decode lab-base 1 2 three", "'three' is no id"), ("tokenizer decode lab-base 99999999", "99999999"),
     ("tokenizer encode lab-base '<|endoftext|>' --special forbid", "special token")])
@@ -75,6 +82,28 @@ def test_standard_input(folder, capsys, monkeypatch):
     monkeypatch.setattr(cli.sys, "stdin", Pipe)
     ids = run("tokenizer encode lab-base -", capsys)[1]
     assert open_tokenizer("lab-base").decode(map(int, ids.split())) == "naïve\n"
+
+
+def test_training_from_standard_input(folder, capsys, monkeypatch):
+    class Pipe: buffer = io.BytesIO(TEXT.encode())
+    monkeypatch.setattr(cli.sys, "stdin", Pipe)
+    assert run("tokenizer train - --vocab-size 300 --out piped.json", capsys)[0] == 0
+    run("tokenizer train code.txt --vocab-size 300 --out named.json", capsys)
+    assert (folder/"piped.json").read_text() == (folder/"named.json").read_text()
+    Pipe.buffer = io.BytesIO(b"abc\xff")
+    status, _, err = run("tokenizer train - --vocab-size 300 --out x.json", capsys)
+    assert status == 1 and "byte 3 is not UTF-8" in err and not (folder/"x.json").exists()
+
+
+def test_a_warning_is_one_line(folder, capsys):
+    (folder/"short.txt").write_text("abc abc")
+    status, out, err = run("tokenizer train short.txt --vocab-size 300 --out s.json", capsys)
+    assert status == 0 and err.startswith("tokenlab: the merges ran out") and err.count("\n") == 1
+
+
+def test_help_teaches(capsys):
+    out = run("tokenizer train --help", capsys)[1]
+    assert all(f"\n      {name} " in out for name in ALGORITHMS) and "tokenlab tokenizer train notes/*.md" in out
 
 
 def test_show():
