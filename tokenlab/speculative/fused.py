@@ -15,52 +15,26 @@ from ..lm import LM, Cache, LMOutput, Rope
 # %% auto #0
 __all__ = ['can_fuse', 'Fused']
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #c915c18b
+# %% ../../nbs/09_speculative/02_fused.ipynb #ced9a2bd
 QUICK = dict(fastmath=True, nogil=True, cache=True)
 
 @njit(**QUICK)
-def one_row(x, W, y): # (k,), (n, k) -> y (n,)
-    "A matrix times one token, four rows at a time."
-    n, k = W.shape
-    for r in range(0, n - n%4, 4):
-        w0, w1, w2, w3 = W[r], W[r+1], W[r+2], W[r+3]
-        a = b = c = d = np.float32(0)
-        for i in range(k): a += w0[i]*x[i]; b += w1[i]*x[i]; c += w2[i]*x[i]; d += w3[i]*x[i]
-        y[r], y[r+1], y[r+2], y[r+3] = a, b, c, d
-    for r in range(n - n%4, n):
-        a = np.float32(0)
-        for i in range(k): a += W[r, i]*x[i]
-        y[r] = a
-
-# %% ../../nbs/09_speculative/02_fused.ipynb #c058ef21
-@njit(**QUICK)
-def two_rows(x, w, z, y, r): # (M, k), two rows (k,) -> columns r and r+1 of y (M, n)
-    "Two rows of a matrix times all tokens, four tokens at a time."
-    M, k, m = x.shape[0], x.shape[1], 0
-    while m + 4 <= M:
-        p, q, s, t = x[m], x[m+1], x[m+2], x[m+3]
-        a = b = c = d = e = f = g = h = np.float32(0)
-        for i in range(k):
-            v, u = w[i], z[i]
-            a += v*p[i]; b += v*q[i]; c += v*s[i]; d += v*t[i]
-            e += u*p[i]; f += u*q[i]; g += u*s[i]; h += u*t[i]
-        y[m, r], y[m+1, r], y[m+2, r], y[m+3, r] = a, b, c, d
-        y[m, r+1], y[m+1, r+1], y[m+2, r+1], y[m+3, r+1] = e, f, g, h
-        m += 4
-    while m < M:
-        p, a, e = x[m], np.float32(0), np.float32(0)
-        for i in range(k): a += w[i]*p[i]; e += z[i]*p[i]
-        y[m, r], y[m, r+1] = a, e
-        m += 1
-
-@njit(**QUICK)
 def times(x, W, y): # x (M, k), W (n, k) -> y (M, n)
-    "A matrix times a few tokens."
-    if len(x) == 1: one_row(x[0], W, y[0]); return
-    n = len(W)
-    for r in range(0, n - n%2, 2): two_rows(x, W[r], W[r+1], y, r)
-    if n%2:
-        for m in range(len(x)): one_row(x[m], W[n-1:], y[m, n-1:])
+    "A matrix times a few tokens: each row of the matrix once, four tokens at a time."
+    (n, k), M = W.shape, len(x)
+    for r in range(n):
+        w, m = W[r], 0
+        while m + 4 <= M:
+            p, q, s, t = x[m], x[m+1], x[m+2], x[m+3]
+            a = b = c = d = np.float32(0)
+            for i in range(k): v = w[i]; a += v*p[i]; b += v*q[i]; c += v*s[i]; d += v*t[i]
+            y[m, r], y[m+1, r], y[m+2, r], y[m+3, r] = a, b, c, d
+            m += 4
+        while m < M:
+            p, a = x[m], np.float32(0)
+            for i in range(k): a += w[i]*p[i]
+            y[m, r] = a
+            m += 1
 
 # %% ../../nbs/09_speculative/02_fused.ipynb #22ade56b
 @njit(**QUICK)
@@ -164,7 +138,7 @@ def can_fuse(lm)->bool:
     "Can `Fused` run this model? A plain `LM` in float32 on the CPU, without sliding windows."
     return type(lm) is LM and lm.config.window is None and lm.dtype == torch.float32 and lm.device.type == "cpu" and is_plain(lm)
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #c200fe48
+# %% ../../nbs/09_speculative/02_fused.ipynb #7821bef6
 class Fused(nn.Module):
     "A plain `LM` as one compiled function, equal to it up to rounding; for inference on a CPU."
     can_tree = can_rollback = True
@@ -182,6 +156,8 @@ class Fused(nn.Module):
         real = ids if positions is None else ids.masked_fill(positions < 0, -1)
         counts = (real >= 0).sum(1).tolist()
         check(self, real, counts, cache, positions)
+        if ids.shape[1] > MANY and positions is None and mask is None:
+            with torch.no_grad(): return self.lm(ids, cache=cache)
         cache.begin(ids.shape[1])
         K, V = memory(self, cache)
         hidden = torch.zeros(*ids.shape, self.config.dim)
@@ -193,8 +169,8 @@ class Fused(nn.Module):
         announce(self.lm, [ids.shape[1]])
         return LMOutput(self.logits(hidden), hidden)
 
-# %% ../../nbs/09_speculative/02_fused.ipynb #06df32b9
-NO_MASK = np.zeros((0, 0), np.bool_)
+# %% ../../nbs/09_speculative/02_fused.ipynb #d711c098
+NO_MASK, MANY = np.zeros((0, 0), np.bool_), 32        # MANY: from so many tokens a row on the arithmetic is the limit, and PyTorch is faster
 
 @patch
 def pack(self:Fused):
