@@ -142,12 +142,13 @@ def open_tokenizer(
     except FileNotFoundError: pass
     raise FileNotFoundError(f"no tokenizer {name}: give a tokenizer.json, a folder that holds one, a .tiktoken file, or a lab model ({', '.join(sorted(p.name for p in (PACKAGE/'data'/'lab').iterdir()))})")
 
-# %% ../../nbs/01_tokenizers/20_cli.ipynb #bfdc25e4
+# %% ../../nbs/01_tokenizers/20_cli.ipynb #d9de32c4
 def text_of(text:str, file:bool)->str|bytes: # Bytes of a file or pipe, so that nothing is lost
     "The text that is meant: itself, the standard input for -, or the content of a file."
     if file: return Path(text).read_bytes()
     return sys.stdin.buffer.read() if text == "-" else text
 
+# %% ../../nbs/01_tokenizers/20_cli.ipynb #9917cd49
 @command("tokenizer encode")
 def tokenizer_encode(
     tokenizer:str,          # tokenizer.json, a folder, a lab model or a published tokenizer
@@ -166,6 +167,7 @@ def tokenizer_encode(
     """
     return " ".join(map(str, open_tokenizer(tokenizer).encode(text_of(text, file), special=special)))
 
+# %% ../../nbs/01_tokenizers/20_cli.ipynb #7c81f578
 @command("tokenizer decode")
 def tokenizer_decode(
     tokenizer:str,          # tokenizer.json, a folder, a lab model or a published tokenizer
@@ -184,7 +186,7 @@ def tokenizer_decode(
     if wrong := [w for w in words if not w.isdecimal()]: raise ValueError(f"{wrong[0]!r} is no id: give numbers separated by spaces or commas")
     return open_tokenizer(tokenizer).decode(map(int, words), skip_special=skip_special)
 
-# %% ../../nbs/01_tokenizers/20_cli.ipynb #10dc9774
+# %% ../../nbs/01_tokenizers/20_cli.ipynb #0163e03a
 def ansi_tokens(pieces:Sequence[str])->str:
     "Tokens on coloured backgrounds, for a terminal."
     made = []
@@ -207,6 +209,7 @@ def shown(
     marked = ansi_tokens(pieces) if color else "|".join(visible(p) for p in pieces)
     return Shown(f"{token_html(pieces)}<div>{note}</div>", f"{marked}\n{note}")
 
+# %% ../../nbs/01_tokenizers/20_cli.ipynb #fd126561
 @command("tokenizer show")
 def tokenizer_show(
     tokenizer:str,            # tokenizer.json, a folder, a lab model or a published tokenizer
