@@ -146,3 +146,28 @@ def test_corners():
     short = noisy(lm_of(max_len=64), .1)
     short = LM(LMConfig(**{**vars(lm.config), "max_len": 16}), seed=0).eval()
     assert write(30, ModelDrafter(short, 4)).ids == plain                                              # a draft model with a shorter context
+
+
+def test_long_prompts_go_through_the_model_and_the_loops_go_on_from_its_cache():
+    lm, rng = lm_of(max_len=128, n_kv_heads=2), torch.Generator().manual_seed(2)
+    fast, calls = Fused(lm), []
+    hook = lm.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[1]))
+    ours, theirs = fast.new_cache(2), lm.new_cache(2)
+    steps = [torch.randint(50, (2, T), generator=rng) for T in (20, 40, 5, 33, 1)]
+    steps[2][1, 3:] = -1                                              # ragged
+    with torch.inference_mode(): found = [fast(ids, cache=ours) for ids in steps]
+    hook.remove()
+    assert calls == [40, 33]                                          # only the long ones
+    with torch.inference_mode():
+        for ids, a in zip(steps, found):
+            b, real = lm(ids, cache=theirs), ids >= 0
+            torch.testing.assert_close(a.logits[real], b.logits[real], atol=1e-4, rtol=1e-4)
+    assert ours._lengths == theirs._lengths == [99, 97]
+
+
+def test_hundred_greedy_texts_with_a_compiled_target():
+    lm, rng = lm_of(max_len=96), torch.Generator().manual_seed(4)
+    target, drafter = Fused(lm), ModelDrafter(noisy(lm, .05), 3)
+    for i in range(100):
+        prompt = torch.randint(50, (1 + i % 45,), generator=rng).tolist()
+        assert speculate(target, prompt, drafter=drafter, max_new_tokens=12).ids == generate(lm, prompt, max_new_tokens=12).ids
