@@ -14,7 +14,7 @@ from ..registry import command
 __all__ = ['METHODS', 'make', 'fitting', 'one_run', 'run_all', 'repetition', 'survival', 'table', 'read_prompts_file', 'held_out',
            'open_model', 'same_tokenizer', 'bench', 'draw']
 
-# %% ../../nbs/09_speculative/30_bench.ipynb #5d9f0e42
+# %% ../../nbs/09_speculative/30_bench.ipynb #78a6cf96
 METHODS = {  # name: (module, class, arguments, needs, acceptance rule for sampling)
     "draft": ("speculate", "ModelDrafter", dict(length=3), "draft", None),
     "draft, PyTorch": ("speculate", "ModelDrafter", dict(length=3, fuse=False), "draft", None),
@@ -31,7 +31,7 @@ METHODS = {  # name: (module, class, arguments, needs, acceptance rule for sampl
 
 def make(name:str, target, draft=None)->tuple: # (drafter, acceptance rule or None)
     "A drafter by its name, ready for `speculate`."
-    if name not in METHODS: raise ValueError(f"no method {name!r}: choose from {', '.join(METHODS)}")
+    if name not in METHODS: raise ValueError(f"no method {name!r}: choose from {', '.join(map(repr, METHODS))}")
     module, cls, args, needs, rule = METHODS[name]
     if "draft" in needs and draft is None: raise ValueError(f"{name} needs a draft model: give --draft, a folder with the same tokenizer")
     if "tree" in needs and not getattr(target, "can_tree", True): raise ValueError(f"{name} drafts trees, which this target cannot read: use draft, lookup or n-gram")
@@ -68,7 +68,7 @@ def run_all(target, prompts:Sequence[list[int]], methods:Mapping[str, tuple|None
         for name in names[i % len(names):] + names[:i % len(names)]: runs.setdefault(name, []).append(one_run(target, prompt, ways[name], seed=seed + i, **settings))
     return {name: runs[name] for name in ways}
 
-# %% ../../nbs/09_speculative/30_bench.ipynb #dbbc7868
+# %% ../../nbs/09_speculative/30_bench.ipynb #1ea5fad1
 def repetition(ids:Sequence[int], n:int=4)->float:
     "Share of n-grams that occurred before in the same text."
     grams = [tuple(ids[i:i+n]) for i in range(len(ids) - n + 1)]
@@ -86,7 +86,7 @@ def table(runs:dict[str, list[tuple]], temperature:float): # DataFrame
     for name, these in runs.items():
         tokens, calls = sum(len(g.ids) for _, g in these), sum(g.target_calls for _, g in these)
         ratios = sorted((a/len(g.ids))/(b/len(h.ids)) for (a, g), (b, h) in zip(plain, these))
-        quarter = quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]]*3
+        quarter = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else [ratios[0]]*3
         extra = sum(g.positions - g.prompt_length for _, g in these)
         same = sum(g.ids == h.ids for (_, g), (_, h) in zip(plain, these))
         rows.append({"method": name, "times plain": median(ratios), "quartiles": f"{quarter[0]:.2f}-{quarter[2]:.2f}", "tokens a call": tokens/calls, "draft calls a call": sum(g.draft_calls for _, g in these)/calls,
@@ -94,7 +94,7 @@ def table(runs:dict[str, list[tuple]], temperature:float): # DataFrame
             "repetition": sum(repetition(g.ids) for _, g in these)/len(these), "same text": f"{same}/{len(these)}" if temperature == 0 else "-"})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/09_speculative/30_bench.ipynb #6475e6d9
+# %% ../../nbs/09_speculative/30_bench.ipynb #d73fe1e4
 def read_prompts_file(path:Path, n:int)->list[str]:
     "The first `n` prompts of a JSON-lines file."
     path = Path(path)
@@ -108,10 +108,10 @@ def read_prompts_file(path:Path, n:int)->list[str]:
         if text is None: raise ValueError(f"{path}, line {number}: give prompt, text or turns")
         found.append(text[0] if isinstance(text, list) else text)
         if len(found) == n: break
-    if not found: raise ValueError(f"{path} holds no prompt")
+    if not found: raise ValueError(f"{path} holds no prompt: write one JSON object a line, with prompt, text or turns")
     return found
 
-# %% ../../nbs/09_speculative/30_bench.ipynb #ae837271
+# %% ../../nbs/09_speculative/30_bench.ipynb #91a09e40
 def held_out(n:int, characters:int=300)->list[str]:
     "Beginnings of held-out source files and docstrings, both kinds in turn."
     from tokenlab.lab import lab_texts
@@ -130,7 +130,9 @@ def open_model(name:str)->tuple: # (model, its tokenizer)
         import transformers
         model = HFLM(transformers.AutoModelForCausalLM.from_pretrained(name))
     if not (Path(name)/"tokenizer.json").exists(): raise FileNotFoundError(f"{name} has no tokenizer.json: save the tokenizer there")
-    return model, Tokenizer.load(Path(name)/"tokenizer.json")
+    tokenizer = Tokenizer.load(Path(name)/"tokenizer.json")
+    if tokenizer.vocab_size > model.config.vocab_size: raise ValueError(f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: save the tokenizer that the model was trained with")
+    return model, tokenizer
 
 # %% ../../nbs/09_speculative/30_bench.ipynb #b0542cc4
 def same_tokenizer(a, b):
