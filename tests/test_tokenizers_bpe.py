@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 from tokenlab.tokenizers.bpe import (BPE, BYTE_IDS, PATTERNS, PairIndex, compile_pattern, count_pieces, learn_merges, merge_heap, merge_scan, split,
                                      start_ids, train_bpe)
+from tokenlab.tokenizers.pretokenize import Pretokenizer
 from tokenlab.tokenizers.core import BYTE_ORDER, ByteTokenizer, Tokenizer, cut, to_chars
 
 EOT = "<|endoftext|>"
@@ -312,7 +313,7 @@ def edited(tok, **fields):
 @pytest.mark.parametrize("fields, problem", [
     (dict(model__dropout=0.1), "dropout"), (dict(model__byte_fallback=True), "byte_fallback|not supported"), (dict(normalizer={"type": "Lowercase"}), "Lowercase"),
     (dict(pre_tokenizer={"type": "Whitespace"}), "Whitespace"), (dict(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}), "add_prefix_space"),
-    (dict(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Digits"}, {"type": "ByteLevel", "use_regex": False}]}), "Digits"),
+    (dict(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "UnicodeScripts"}, {"type": "ByteLevel", "use_regex": False}]}), "UnicodeScripts"),
     (dict(model__merges=["a  b"]), "not a pair"), (dict(model__vocab={"▁": 0}), "gaps|stands for no byte")])
 def test_files_that_ask_for_more_are_refused(trained, tmp_path, fields, problem):
     (tmp_path/"tokenizer.json").write_text(edited(trained, **fields), encoding="utf8")
@@ -322,3 +323,28 @@ def test_files_that_ask_for_more_are_refused(trained, tmp_path, fields, problem)
 def test_cut_joins_to_the_text(trained):
     pieces = cut(trained, "def f(x): return {}")
     assert "".join(pieces) == "def f(x): return {}" and "def" in pieces and " return" in pieces
+
+
+@pytest.mark.filterwarnings("ignore:the merges ran out")
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
+@pytest.mark.parametrize("pattern, digits", [(None, "r2l"), ("gpt2", "single"), ("gpt2", "l2r"), ("gpt2", "r2l"), ("cl100k_base", "r2l"), ("qwen2", None), (("\\p{Han}+", "o200k"), None)])
+def test_digit_groups_and_steps_survive_training_saving_and_the_library(tmp_path, engine, pattern, digits):
+    rule, text = Pretokenizer(pattern, digits=digits), "add 1234567 to 89 日本x、 and 1234567 \n "
+    tok = train_bpe([text] * 3, 290, pattern=rule, engine=engine)
+    groups = {None: "7", "single": "7", "l2r": "7", "r2l": "567"}[digits] if pattern != ("\\p{Han}+", "o200k") else "7"
+    assert [tok.decode([i]) for i in tok.encode("1234567")][-1] == groups
+    back, hf = Tokenizer.load(tok.save(tmp_path)), tok.to_hf()
+    assert back.pattern == tok.pattern and Pretokenizer.of(back.pattern) == rule
+    for x in (text, "12345", "x 1", "9" * 40, "\n 12 "):
+        assert back.encode(x) == tok.encode(x) == hf.encode(x).ids
+        assert tok.decode(tok.encode(x)) == x
+    assert tok.shrink(260).pattern == tok.pattern
+
+
+@pytest.mark.filterwarnings("ignore:the merges ran out")
+@pytest.mark.parametrize("name", list(PATTERNS))
+def test_every_name_means_the_same_to_both_engines_and_in_the_file(tmp_path, name):
+    text = "It's 12345 HTTPServer's\r\n  x \n "
+    slow, fast = (train_bpe([text] * 3, 300, pattern=name, engine=e) for e in ("reference", "compiled"))
+    assert slow.merges == fast.merges and slow.encode(text) == fast.encode(text) == slow.to_hf().encode(text).ids
+    assert PATTERNS[Tokenizer.load(slow.save(tmp_path)).pattern] == PATTERNS[name]

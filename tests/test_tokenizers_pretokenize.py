@@ -3,10 +3,11 @@ import itertools, json, time
 import numpy as np, pytest, regex, tiktoken, tokenizers
 from hypothesis import given, settings, strategies as st
 from tokenlab.tokenizers.core import as_bytes, as_text
-from tokenlab.tokenizers.bpe import split
-from tokenlab.tokenizers.pretokenize import (BLOCKS, DIGITS, EOL, L, LOW, N, NAMED, PUNCTUATION, S, UP, Pretokenizer, boundaries, class_table, compile_pattern,
+from tokenlab.tokenizers.bpe import PATTERNS, split
+from tokenlab.tokenizers.pretokenize import (BLOCKS, DIGITS, EOL, L, LOW, N, PUNCTUATION, S, TIKTOKEN, UP, Pretokenizer, boundaries, class_table, compile_pattern,
                                              cut_into, pretokenizer_from_json)
 
+NAMED = PATTERNS | TIKTOKEN # as published
 RULES = ["gpt2", "cl100k", "o200k", "qwen2", "cl100k_base", "r50k_base"]
 ALL = [*itertools.product([None, *RULES], [None, *DIGITS])]
 ALPHABET = [c.encode() for c in "azAZsSſ'1²日ʰ\u0301\u0903 \t\xa0\u3000\n\r\x1c!/ǅéÉtdmvrlLREV"] + [b"\xff", b"\xe2\x82", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf",

@@ -13,8 +13,8 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1"); os.environ.setdefault("TOKENIZE
 import numpy as np, regex, tiktoken, tokenizers
 from tokenlab.claims import commit, cpu_name
 from tokenlab.registry import write_json
-from tokenlab.tokenizers.bpe import compile_pattern, split
-from tokenlab.tokenizers.pretokenize import NAMED, Pretokenizer, as_array, class_table, cut_into
+from tokenlab.tokenizers.bpe import PATTERNS, compile_pattern, split
+from tokenlab.tokenizers.pretokenize import Pretokenizer, as_array, class_table, cut_into
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = 200 # MB/s on English
@@ -57,11 +57,11 @@ def contenders(text: str, rule: str):
     yield "tokenlab", len(data), scan
     compiled, short = compile_pattern(rule), text[:1_000_000]
     yield "regex", len(short.encode()), lambda: compiled.findall(short)
-    peer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(NAMED[rule]), "isolated")
+    peer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERNS[rule]), "isolated")
     yield "tokenizers", len(short.encode()), lambda: peer.pre_tokenize_str(short)
     pieces = [p.encode() for p in dict.fromkeys(split(text, compiled))]
     ranks = {p: i for i, p in enumerate(dict.fromkeys([*(bytes([b]) for b in range(256)), *pieces]))}
-    encoding = tiktoken.Encoding("pieces", pat_str=NAMED[rule], mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding("pieces", pat_str=PATTERNS[rule], mergeable_ranks=ranks, special_tokens={})
     assert [ranks[p.encode()] for p in split(short, compiled)] == encoding.encode_ordinary(short)
     yield "tiktoken", len(data), lambda: encoding.encode_ordinary(text)
 

@@ -13,8 +13,8 @@ from ..registry import write_json
 
 # %% auto #0
 __all__ = ['EOS_NAMES', 'BOS_NAMES', 'VISIBLE', 'BYTE_ORDER', 'BYTE_TO_CHAR', 'CHAR_TO_BYTE', 'READERS', 'as_text', 'as_bytes',
-           'Tokenizer', 'ByteTokenizer', 'to_chars', 'from_chars', 'byte_level_json', 'sidecar_path', 'model_kind',
-           'load_tokenizer', 'cut', 'printable']
+           'Tokenizer', 'ByteTokenizer', 'id_list', 'to_chars', 'from_chars', 'byte_level_json', 'sidecar_path',
+           'model_kind', 'load_tokenizer', 'cut', 'printable']
 
 # %% ../../nbs/01_tokenizers/00_core.ipynb #a837fc20
 def as_text(x:str|bytes)->str: # Text; invalid bytes appear as U+DC80..U+DCFF
@@ -83,13 +83,13 @@ def encode(self:Tokenizer,
         elif part: ids += self.ordinary(part)
     return ids
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #2368ca21
+# %% ../../nbs/01_tokenizers/00_core.ipynb #a26e749c
 NOTHING = re.compile("((?!))") # matches nowhere
 
 def allowed(tokenizer:Tokenizer, special:str|Iterable[str])->re.Pattern:
     "The pattern of the special tokens that are allowed by `special`."
     if special == "allow": return tokenizer._special or NOTHING
-    if isinstance(special, str): raise ValueError(f'special={special!r}: choose "ignore", "allow", "forbid", or a list of names')
+    if isinstance(special, str) or not isinstance(special, Iterable): raise ValueError(f'special={special!r}: choose "ignore", "allow", "forbid", or a list of names')
     special = set(special)
     if unknown := special - tokenizer.special_tokens.keys(): raise ValueError(f"no special tokens {sorted(unknown)}: there are {list(tokenizer.special_tokens)}")
     return matcher(special) or NOTHING
@@ -106,20 +106,29 @@ class ByteTokenizer(Tokenizer):
 
     def ordinary(self, text:str)->list[int]: return list(as_bytes(text))
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #744646a6
+# %% ../../nbs/01_tokenizers/00_core.ipynb #b2299f99
 def distinct(names:Sequence[str])->list[str]:
     "A list of names, none twice."
     if isinstance(names, str): raise ValueError(f"special_tokens is a list of names, got the text {names!r}: write [{names!r}]")
     names = list(names)
+    if wrong := next((n for n in names if not isinstance(n, str)), None): raise ValueError(f"special_tokens is a list of names, and {wrong!r} is no text")
     if len(set(names)) < len(names): raise ValueError(f"special tokens are given twice: {names}")
     return names
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #3918f2ec
+# %% ../../nbs/01_tokenizers/00_core.ipynb #dd753fe2
 @patch
 def token_bytes(self:Tokenizer, id:int)->bytes:
     "The bytes of one token; of a special token, the UTF-8 of its name."
-    if not 0 <= id < len(self.tokens): raise ValueError(f"id {id} is not in the vocabulary (0 to {len(self.tokens) - 1}); padding must be cut off first")
-    return self.tokens[id]
+    try:
+        if 0 <= id < len(self.tokens): return self.tokens[id]
+    except TypeError: raise ValueError(f"id {id!r} is not a whole number: give one flat list of ids") from None
+    raise ValueError(f"id {id} is not in the vocabulary (0 to {len(self.tokens) - 1}); padding must be cut off first")
+
+def id_list(ids)->list[int]: # Of a list, array or tensor
+    "Ids as a list."
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(ids, Iterable): raise ValueError(f"ids are a list of numbers, got {ids!r}: write [{ids!r}]")
+    return ids
 
 @patch
 def decode_bytes(self:Tokenizer,
@@ -128,9 +137,8 @@ def decode_bytes(self:Tokenizer,
     skip_special:bool=False # Leave special tokens out
 )->bytes:
     "The bytes that `ids` stand for."
-    ids = ids.tolist() if hasattr(ids, "tolist") else ids
     hidden = set(self.special_tokens.values()) if skip_special else ()
-    return b"".join([self.token_bytes(i) for i in ids if i not in hidden])
+    return b"".join([self.token_bytes(i) for i in id_list(ids) if i not in hidden])
 
 # %% ../../nbs/01_tokenizers/00_core.ipynb #e1387977
 @patch
@@ -255,7 +263,7 @@ def save(self:Tokenizer, path:str|Path)->Path: # The file written
     if not extra: side.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #179caefc
+# %% ../../nbs/01_tokenizers/00_core.ipynb #ec90677b
 READERS = {"BPE": "tokenlab.tokenizers.fast_bpe", "SentencePiece BPE": "tokenlab.tokenizers.formats", # kind -> module with a function `from_json(content, sidecar)`
            "Unigram": "tokenlab.tokenizers.unigram", "WordPiece": "tokenlab.tokenizers.wordpiece", "merge-free": "tokenlab.tokenizers.merge_free"}
 
@@ -272,15 +280,24 @@ def load_tokenizer(path:str|Path)->Tokenizer:
     if path.is_dir(): path = path/"tokenizer.json"
     if not path.exists(): raise FileNotFoundError(f"no tokenizer at {path}: give a tokenizer.json or a folder that holds one")
     side = sidecar_path(path)
-    try: content, extra = json.loads(path.read_text(encoding="utf8")), json.loads(side.read_text(encoding="utf8")) if side.exists() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not JSON: {e}") from None
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or "vocab" not in model: raise ValueError(f"{path} is no tokenizer.json: it has no model with a vocabulary")
+    content, extra = read_json(path), read_json(side) if side.exists() else {}
+    if not isinstance(content.get("model"), dict) or "vocab" not in content["model"]: raise ValueError(f"{path} is no tokenizer.json: it has no model with a vocabulary")
     kind = extra.get("kind") or model_kind(content)
-    if kind not in READERS: raise ValueError(f"{path} is a {kind} tokenizer; those that can be read are: {', '.join(READERS)}")
-    return importlib.import_module(READERS[kind]).from_json(content, extra)
+    if not isinstance(kind, str) or kind not in READERS: raise ValueError(f"{path} is a {kind} tokenizer; those that can be read are: {', '.join(READERS)}")
+    module = importlib.import_module(READERS[kind])
+    try: return module.from_json(content, extra)
+    except ValueError as e: raise ValueError(f"{path}: {e}") from None
+    except (AttributeError, IndexError, KeyError, TypeError) as e: raise ValueError(f"{path} is not as a tokenizer.json should be, {type(e).__name__}: {e}") from e
 
 Tokenizer.load = staticmethod(load_tokenizer)
+
+# %% ../../nbs/01_tokenizers/00_core.ipynb #f56891c0
+def read_json(path:Path)->dict:
+    "The JSON object in a file."
+    try: content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e: raise ValueError(f"{path} is not JSON: {e}") from None
+    if not isinstance(content, dict): raise ValueError(f"{path} is no tokenizer.json: it holds a {type(content).__name__}, not an object")
+    return content
 
 # %% ../../nbs/01_tokenizers/00_core.ipynb #4cb6106c
 @patch

@@ -52,16 +52,16 @@ class DigitScheme:
         "The groups of a run of digits."
         return [digits] if self.kind == "whole" and digits else groups(digits, 1 if self.kind == "single" else self.k, right=self.kind == "r2l")
 
-# %% ../../nbs/01_tokenizers/16_numbers.ipynb #0605eaf5
+# %% ../../nbs/01_tokenizers/16_numbers.ipynb #9f1a1b7b
 def with_digits(
-    pattern:str,         # Name in `PATTERNS`, or a regular expression with `\p{N}+` or `\p{N}{1,3}`
+    pattern:str,         # Name in `PATTERNS`, or a regular expression with `\p{N}`, `\p{N}+` or `\p{N}{1,3}`
     scheme:DigitScheme
 )->str:                  # For `train_bpe(pattern=...)`
     "A pattern whose digits are cut by `scheme`, and all else as it was."
     known = PATTERNS.get(pattern, pattern)
-    parts = regex.findall(r"(?<=\||^)( \?)?\\p\{N\}(?:\+|\{1,3\})(?=\||$)", known)
-    if len(parts) != 1: raise ValueError(f"pattern {pattern!r} has {len(parts)} alternatives for digits (\\p{{N}}+ or \\p{{N}}{{1,3}}), not one: write the scheme's pattern into it yourself")
-    return regex.sub(r"(?<=\||^)( \?)?\\p\{N\}(?:\+|\{1,3\})(?=\||$)", lambda m: (m[1] or "") + scheme.pattern, known)
+    parts = regex.findall(r"(?<=\||^)( \?)?\\p\{N\}(?:\+|\{1,3\})?(?=\||$)", known)
+    if len(parts) != 1: raise ValueError(f"pattern {pattern!r} has {len(parts)} alternatives for digits (\\p{{N}}, \\p{{N}}+ or \\p{{N}}{{1,3}}), not one: write the scheme's pattern into it yourself")
+    return regex.sub(r"(?<=\||^)( \?)?\\p\{N\}(?:\+|\{1,3\})?(?=\||$)", lambda m: (m[1] or "") + scheme.pattern, known)
 
 # %% ../../nbs/01_tokenizers/16_numbers.ipynb #851ea3d7
 def format_number(

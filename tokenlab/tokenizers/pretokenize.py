@@ -15,8 +15,8 @@ from .bpe import PATTERNS, compile_pattern, split
 from .core import as_bytes, as_text, byte_level
 
 # %% auto #0
-__all__ = ['BLOCKS', 'DIGITS', 'NONE', 'GPT2', 'CL100K', 'O200K', 'QWEN2', 'CL100K_BASE', 'TIKTOKEN', 'NAMED', 'RULES',
-           'PUNCTUATION', 'class_table', 'next_piece', 'cut_into', 'Pretokenizer', 'name_of', 'as_array', 'boundaries',
+__all__ = ['BLOCKS', 'DIGITS', 'NONE', 'GPT2', 'CL100K', 'O200K', 'QWEN2', 'CL100K_BASE', 'TIKTOKEN', 'SAME', 'RULES',
+           'PUNCTUATION', 'class_table', 'next_piece', 'cut_into', 'Pretokenizer', 'as_array', 'boundaries',
            'steps_from_json', 'pretokenizer_from_json']
 
 # %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #ff596296
@@ -347,30 +347,29 @@ def cut_into(
         n += 1
     return n, start
 
-# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #e4637ab5
-TIKTOKEN = { # `tiktoken` spells two of the rules for speed; the first is equal to its old form, the second at the end of a text is not
+# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #f9069516
+TIKTOKEN = { # `tiktoken` spells two of the rules for speed, with possessive repeats
     "r50k_base": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
 }
-NAMED = PATTERNS | {"qwen2": PATTERNS["cl100k"].replace(r"\p{N}{1,3}", r"\p{N}")} | TIKTOKEN # name -> expression
-RULES = {NAMED["gpt2"]: GPT2, NAMED["r50k_base"]: GPT2, NAMED["cl100k"]: CL100K, NAMED["o200k"]: O200K, NAMED["qwen2"]: QWEN2,
-         NAMED["cl100k_base"]: CL100K_BASE}
+SAME = {TIKTOKEN[name]: PATTERNS[name] for name in TIKTOKEN} # spelling of `tiktoken` -> the one that all engines read alike
+RULES = {PATTERNS["gpt2"]: GPT2, PATTERNS["cl100k"]: CL100K, PATTERNS["o200k"]: O200K, PATTERNS["qwen2"]: QWEN2, PATTERNS["cl100k_base"]: CL100K_BASE}
 
-# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #2b1b16f3
+# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #fd7b4577
 class Pretokenizer:
     "How text is cut into pieces: expressions one after the other, each within the pieces of the one before."
     def __init__(self,
-        pattern:str|Sequence[str]|None="gpt2", # Name in `NAMED`, expression, several of them, or None: the text is one piece
+        pattern:str|Sequence[str]|None="gpt2", # Name in `PATTERNS`, expression, several of them, or None: the text is one piece
         *,
         digits:str|None=None                   # How numbers are cut out first: "single", "l2r", "r2l" (threes), or None: they are not
     ):
         if digits is not None and digits not in DIGITS: raise ValueError(f"digits={digits!r}: choose {', '.join(DIGITS)}, or None")
-        given = () if pattern is None else (pattern,) if isinstance(pattern, str) else tuple(pattern)
-        self.steps = (*([DIGITS[digits]] if digits else []), *(NAMED.get(p, p) for p in given))
+        given = () if pattern is None else tuple(pattern) if isinstance(pattern, Sequence) and not isinstance(pattern, str) else (pattern,)
+        self.steps = (*([DIGITS[digits]] if digits else []), *(SAME.get(p, PATTERNS.get(p, p)) for p in given))
         self._steps = [compile_pattern(p) for p in self.steps]
         self.digits = next((name for name, p in DIGITS.items() if self.steps[:1] == (p,)), None)
         rest = self.steps[self.digits is not None:]
-        self.pattern = None if not rest else name_of(rest[0]) if len(rest) == 1 else tuple(map(name_of, rest))
+        self.pattern = None if not rest else self.name_of(rest[0]) if len(rest) == 1 else tuple(map(self.name_of, rest))
         rule = NONE if not rest else RULES.get(rest[0]) if len(rest) == 1 else None
         grouped = [None, *DIGITS].index("single" if self.digits and rule == QWEN2 else self.digits) # Qwen 2 cuts groups further
         self.kind = None if rule is None else rule + 16 * grouped # What `next_piece` calls it; None: not compiled
@@ -379,9 +378,15 @@ class Pretokenizer:
     def __hash__(self): return hash(self.steps)
     def __repr__(self): return f"Pretokenizer({self.pattern!r}" + (f", digits={self.digits!r})" if self.digits else ")")
 
-def name_of(pattern:str)->str:
-    "The name of a published expression; any other as it is."
-    return next((name for name, p in NAMED.items() if p == pattern), pattern)
+    @classmethod
+    def of(cls, pattern:str|Sequence[str]|None|Pretokenizer)->Pretokenizer:
+        "A pre-tokenizer as it is, or of a name, an expression, several of them, or None."
+        return pattern if isinstance(pattern, cls) else cls(pattern)
+
+    @staticmethod
+    def name_of(step:str)->str:
+        "The name of a published expression; any other as it is."
+        return next((name for name, p in PATTERNS.items() if p == step), step)
 
 # %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #b19125a5
 @patch
@@ -417,7 +422,7 @@ def boundaries(self:Pretokenizer,
         parts.append(out[:n])
     return np.concatenate(parts)
 
-# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #d510401b
+# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #1357adee
 @patch
 def split(self:Pretokenizer,
     text:str|bytes      # What to cut
@@ -432,20 +437,20 @@ def boundaries(
     pattern:str|Sequence[str]|None|Pretokenizer="gpt2" # How to cut it
 )->np.ndarray:                                       # (pieces + 1,) int64 byte offsets, from 0 to n
     "Where a text is cut."
-    return (pattern if isinstance(pattern, Pretokenizer) else Pretokenizer(pattern)).boundaries(data)
+    return Pretokenizer.of(pattern).boundaries(data)
 
-# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #080e2373
+# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #0672c6a2
 @patch
 def to_json(self:Pretokenizer)->dict:
     "The entry `pre_tokenizer` of a byte-level `tokenizer.json`."
-    steps, gpt2 = list(self.steps), NAMED["gpt2"]
+    steps, gpt2 = list(self.steps), PATTERNS["gpt2"]
     last = byte_level(use_regex=steps[-1:] == [gpt2])
     if last["use_regex"]: steps.pop()
     parts = [dict(type="Digits", individual_digits=True) if p == DIGITS["single"] else
              dict(type="Split", pattern=dict(Regex=p), behavior="Isolated", invert=False) for p in steps]
     return dict(type="Sequence", pretokenizers=[*parts, last]) if parts else last
 
-# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #364b97d3
+# %% ../../nbs/01_tokenizers/02_pretokenize.ipynb #22fd0a3d
 PUNCTUATION = r"[\p{P}!-/:-@\[-`{-~]"
 
 def steps_from_json(part:Mapping)->list[str]: # Expressions
@@ -455,7 +460,7 @@ def steps_from_json(part:Mapping)->list[str]: # Expressions
         parts = part["pretokenizers"]
         if any(p.get("type") == "ByteLevel" for p in parts[:-1]): raise ValueError("cannot read this pre-tokenizer: steps after ByteLevel see other characters")
         return [step for p in parts for step in steps_from_json(p)]
-    if kind == "ByteLevel" and not part.get("add_prefix_space"): return [NAMED["gpt2"]] if part.get("use_regex", True) else []
+    if kind == "ByteLevel" and not part.get("add_prefix_space"): return [PATTERNS["gpt2"]] if part.get("use_regex", True) else []
     if kind == "Digits": return [DIGITS["single"] if part.get("individual_digits") else r"\p{N}+"]
     if kind == "Punctuation" and plain in ("Isolated", "Contiguous"): return [PUNCTUATION + "+" * (plain == "Contiguous")]
     if kind == "Split" and (plain, bool(part.get("invert"))) in (("Isolated", False), ("Removed", True)):
