@@ -174,7 +174,7 @@ def bench(*,
     if figure is not None: draw(runs).savefig(figure)
     return table(runs, temperature).round(2)
 
-# %% ../../nbs/09_speculative/30_bench.ipynb #e5380992
+# %% ../../nbs/09_speculative/30_bench.ipynb #a939dea9
 def draw(runs:dict[str, list[tuple]]): # Figure
     "Survival by depth, and speed beside tokens a call."
     from tokenlab import plots
@@ -186,5 +186,4 @@ def draw(runs:dict[str, list[tuple]]): # Figure
     axs[1].barh([i + .2 for i in at], frame["tokens a call"][1:], .38, color=plots.COLORS[0], label="tokens a call")
     axs[1].barh([i - .2 for i in at], frame["times plain"][1:], .38, color=plots.COLORS[1], label="speed, times plain")
     axs[1].axvline(1, color="0.4", lw=1); axs[1].set(yticks=list(at), yticklabels=names, xlabel="relative to plain decoding"); axs[1].invert_yaxis(); axs[1].legend(fontsize=7)
-    fig.tight_layout()
     return fig
