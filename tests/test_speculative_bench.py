@@ -68,3 +68,25 @@ def test_early_exit_computes_every_layer_once_when_sampling_too():
     lm = lm_of()
     done = speculate(lm, [[1, 2, 3], [4]], drafter=EarlyExit(2, 3), max_new_tokens=20, sampler=Sampler(.8), seed=0)
     for g in done: assert g.layer_tokens == 4*g.positions and len(g.ids) == 20
+
+
+def test_one_sorted_draft_serves_targets_of_several_sizes():
+    lm, other = lm_of(), lm_of(seed=3, n_layers=2, dim=48)
+    one = S2D(lm_of(seed=5, n_layers=3), [1, 2, 3], [.1, .12], length=4)
+    for target in (lm, other, lm):
+        assert speculate(target, [1, 2, 3], drafter=one, max_new_tokens=30).ids == generate(target, [1, 2, 3], max_new_tokens=30).ids
+
+
+def test_quartiles_of_two_prompts_stay_between_them():
+    lm = lm_of()
+    frame = table(run_all(lm, [[1, 2], [3]], {}, max_new_tokens=4), 1.)
+    assert frame["quartiles"].tolist() == ["1.00-1.00"]
+    runs = {"plain": [(1., g), (1., g)] if (g := generate(lm, [1], max_new_tokens=4)) else None, "other": [(2., g), (4., g)]}
+    assert table(runs, 1.).set_index("method")["quartiles"]["other"] == "0.31-0.44"
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    from tokenlab.tokenizers.bpe import train_bpe
+    lm_of(vocab_size=50).save_pretrained(tmp_path)
+    train_bpe(["some text with some words"]*3, 270).save(tmp_path/"tokenizer.json")
+    with pytest.raises(ValueError, match="the model only 50"): module.open_model(str(tmp_path))
