@@ -178,7 +178,7 @@ def test_unknown_without_a_token_is_an_error():
     with pytest.raises(ValueError, match="has no token, no bytes and no unk_token"): tok.encode("é")
 
 
-@pytest.mark.parametrize("change, message", [(dict(dropout=.1), "dropout"), (dict(normalizer=dict(type="Nmt")), "normaliser Nmt"), (dict(pre_tokenizer=dict(type="UnicodeScripts")), "pre-tokeniser UnicodeScripts"),
+@pytest.mark.parametrize("change, message", [(dict(dropout=.1), "dropout"), (dict(normalizer=dict(type="Nmt")), "normaliser Nmt"), (dict(pre_tokenizer=dict(type="UnicodeScripts")), "pre-tokenizer UnicodeScripts"),
                                              (dict(decoder=dict(type="CTC")), "decoder CTC"), (dict(merges=["a"]), "not a pair"), (dict(merges=["a zz"]), "must be words")])
 def test_what_cannot_be_read(change, message):
     with pytest.raises(ValueError, match=message): from_json(file(MERGES, "ab▁", **change))

@@ -263,7 +263,7 @@ def save(self:Tokenizer, path:str|Path)->Path: # The file written
     if not extra: side.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/01_tokenizers/00_core.ipynb #ec90677b
+# %% ../../nbs/01_tokenizers/00_core.ipynb #d8fa7372
 READERS = {"BPE": "tokenlab.tokenizers.fast_bpe", "SentencePiece BPE": "tokenlab.tokenizers.formats", # kind -> module with a function `from_json(content, sidecar)`
            "Unigram": "tokenlab.tokenizers.unigram", "WordPiece": "tokenlab.tokenizers.wordpiece", "merge-free": "tokenlab.tokenizers.merge_free"}
 
@@ -287,7 +287,7 @@ def load_tokenizer(path:str|Path)->Tokenizer:
     module = importlib.import_module(READERS[kind])
     try: return module.from_json(content, extra)
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
-    except (AttributeError, IndexError, KeyError, TypeError) as e: raise ValueError(f"{path} is not as a tokenizer.json should be, {type(e).__name__}: {e}") from e
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as e: raise ValueError(f"{path} is not as a tokenizer.json should be, {type(e).__name__}: {e}") from e
 
 Tokenizer.load = staticmethod(load_tokenizer)
 

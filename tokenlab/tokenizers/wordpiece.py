@@ -46,7 +46,7 @@ def longest_match(codes, starts, a_keys, a_nodes, a_leaves, b_keys, b_nodes, b_l
             own[was] = widths[lo:hi].sum() if len(widths) else 0
     return ids[:t], own[:t], -1
 
-# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #aa854b3f
+# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #e3a4e4c9
 INSIDE = "＃＃" # U+FF03 twice: marks a token inside a word, over bytes
 
 class WordPiece(TextTokenizer):
@@ -65,7 +65,7 @@ class WordPiece(TextTokenizer):
         self.cleanup, decoder = read_decoder(parts.get("decoder"), prefix)
         super().__init__(words, **(parts | dict(decoder=None) | (dict(pre_tokenizer=None) if self.byte_level else {})))
         self.pre_tokenizer, self.decoder = parts.get("pre_tokenizer"), parts.get("decoder")
-        self.unk_token, self.prefix, self.max_chars = unk_token, prefix, int(max_chars)
+        self.unk_token, self.prefix, self.max_chars = unk_token, prefix, min(int(max_chars), 2**31 - 1)
         self._split = compile_pattern(self.pattern) if self.byte_level else None
         word_tables(self, {e["id"] for e in self.added})
 
