@@ -19,6 +19,11 @@ def pytest_collection_modifyitems(config, items):
         if "cuda" in item.keywords and not torch.cuda.is_available(): item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    "Objects are named by their kind: their address would differ between the processes that share the tests."
+    return f"{argname}-{type(val).__name__}" if " at 0x" in repr(val) else None
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     "The folder of the data mirror; tests that need it are skipped where there is none."
