@@ -43,7 +43,7 @@ def test_trees_have_the_law_of_algorithm_1(nodes):
 
 
 @pytest.mark.parametrize("drafter, sampler", [(DySpecDrafter(TableLM(DRAFTS), 2), Sampler()), (DySpecDrafter(TableLM(DRAFTS), 3), SHARP), (DySpecDrafter(TableLM(DRAFTS), 2, threshold=.3), Sampler(temperature=.6)),
-                                              (DySpecDrafter(TableLM(DRAFTS), 3, threshold=.2), SHARP)], ids=str)
+                                              (DySpecDrafter(TableLM(DRAFTS), 3, threshold=.2), SHARP)])
 def test_joint_law_of_three_tokens(drafter, sampler):
     target = TableLM(TARGET)
     got = exact_law(lambda rng: tuple(speculate(target, [0], drafter=drafter, max_new_tokens=3, sampler=sampler, seed=rng).ids))
