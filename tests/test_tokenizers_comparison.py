@@ -4,7 +4,7 @@ import pytest
 from pydoc_data.topics import topics
 from tokenlab.comparison import load_comparison, summary
 from tokenlab.tokenizers.bpe import train_bpe
-from tokenlab.tokenizers.comparison import Work, comparison, megabytes_per_second, prepare, small_model_bits, take, vocabulary_use
+from tokenlab.tokenizers.comparison import METHODS, Work, comparison, learn, measure, megabytes_per_second, prepare, small_model_bits, take, vocabulary_use
 from tokenlab.tokenizers.core import ByteTokenizer
 
 PAGES = [t for _, t in sorted(topics.items())]
@@ -22,6 +22,7 @@ def test_equal_vocabulary_and_order():
     assert set(df["vocabulary"]) == {600}
     by = df.set_index("method")["bytes per token"]
     assert by["superbpe"] > by["bpe"] > by["character"]
+    assert by["fewest"] >= by["greedy"] and by["fewest"] >= by["bpe"] and by["stochastok"] == by["bpe"]
     assert df["vocabulary used"].between(.2, 1).all() and (df["MB/s"] > 0).all()
 
 
@@ -56,3 +57,24 @@ def test_prepare(tmp_path):
     for i in range(60): (tmp_path/f"{i}.txt").write_text(f"document {i}\n"*50)
     work = prepare(str(tmp_path))
     assert work.train and work.valid and not set(work.train) & set(work.valid)
+
+
+def test_too_little_text(tmp_path):
+    (tmp_path/"a.txt").write_text("by the way\n"*50)
+    with pytest.raises(ValueError, match="characters to learn from"): prepare(str(tmp_path/"a.txt"))
+    (tmp_path/"b.txt").write_text("".join(f"line {i} of the only file\n" for i in range(2000)))
+    work = prepare(str(tmp_path/"b.txt"))
+    assert not set(work.train) & set(work.valid)
+
+
+def test_rules_change_reading_only():
+    "The model of `greedy` is that of `bpe`; only held-out text is cut otherwise, so bits differ and tokens are those of the rule."
+    work = Work(PAGES[1::8], PAGES[::20], vocab_size=400, lm_bytes=30_000)
+    plain, rule = measure("bpe", work), measure("greedy", work)
+    assert plain["bits per byte"] != rule["bits per byte"] and plain["bytes per token"] != rule["bytes per token"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_digits():
+    def cuts(name): return [len(t) for t in learn(METHODS[name], ["123456 7890 "*9], 300).tokens if t.strip().isdigit()]
+    assert max(cuts("digits-single")) <= 2 and max(cuts("digits-right")) <= 4 < max(cuts("bpe"))

@@ -14,10 +14,10 @@ from .cli import fitting, installed, trainer
 from .core import Tokenizer
 
 # %% auto #0
-__all__ = ['OPTIONS', 'comparison', 'Work', 'take', 'prepare', 'vocabulary_use', 'megabytes_per_second', 'small_model_bits',
-           'measure']
+__all__ = ['OPTIONS', 'METHODS', 'comparison', 'Work', 'take', 'prepare', 'vocabulary_use', 'megabytes_per_second',
+           'small_model_bits', 'splitter', 'Method', 'learn', 'measure']
 
-# %% ../../nbs/01_tokenizers/21_comparison.ipynb #ff22c256
+# %% ../../nbs/01_tokenizers/21_comparison.ipynb #4ccb2f41
 class Work(NamedTuple):
     "What is done with every algorithm."
     train:list[str]        # Documents to learn from; each seed draws four fifths of them
@@ -40,9 +40,14 @@ def prepare(
 )->Work:
     "The work on a corpus: at most 3 MB to learn from, 300 kB to measure on."
     from tokenlab.corpora import load
-    train, valid = (list(load(corpus, split=name)["text"]) for name in ("train", "valid"))
+    try: train, valid = (list(load(corpus, split=name)["text"]) for name in ("train", "valid"))
+    except ValueError: # not a corpus at all, or too few documents for a split
+        passages = load(corpus, size=1000)["text"]
+        train, valid = [t for i, t in enumerate(passages) if i % 10], passages[::10]
     random.Random(0).shuffle(train)
-    return Work(take(train, 3_000_000), take(valid, 300_000))
+    work = Work(take(train, 3_000_000), take(valid, 300_000))
+    if (size := sum(map(len, work.train))) < 20_000: raise ValueError(f"{corpus!r} gives {size:,} characters to learn from, and {work.vocab_size:,} tokens need 20,000 at least: give more text")
+    return work
 
 # %% ../../nbs/01_tokenizers/21_comparison.ipynb #4d6f7a04
 def vocabulary_use(
@@ -63,12 +68,14 @@ def megabytes_per_second(tokenizer:Tokenizer, texts:Sequence[str], runs:int=3)->
         seconds.append(time.perf_counter() - start)
     return sum(len(t.encode()) for t in texts)/1e6/min(seconds)
 
-# %% ../../nbs/01_tokenizers/21_comparison.ipynb #a01286e9
+# %% ../../nbs/01_tokenizers/21_comparison.ipynb #513f43f8
 def small_model_bits(
     tokenizer:Tokenizer,
     train:Sequence[str],  # Read once
     valid:Sequence[str],  # Measured on
     *,
+    reader:Tokenizer|None=None, # Cuts `valid`; unset: `tokenizer`
+    p:float=0.,           # StochasTok: attempts to split a token while the model trains
     context:int=512,      # Bytes of text in the context
     rows:int=8,           # Contexts in a batch
     seed:int=0            # Of the weights and the order
@@ -79,28 +86,59 @@ def small_model_bits(
     from tokenlab.training import fit, shuffled
     seq_len = max(8, round(context/bytes_per_token(tokenizer, train)))
     blocks = pack(train, tokenizer, seq_len)
-    lm = LM(LMConfig(tokenizer.vocab_size, dim=96, n_layers=2, n_heads=3, max_len=seq_len, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id), seed=seed)
-    fit(lm, shuffled(blocks, rows, seed=seed), steps=max(1, len(blocks)//rows), lr=5e-3, seed=seed, progress=False)
-    return bits_per_byte(lm, tokenizer, list(valid), seq_len=seq_len)
+    lm = LM(LMConfig(tokenizer.vocab_size, dim=96, n_layers=2, n_heads=3, max_len=seq_len + int(p*seq_len), bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id), seed=seed)
+    fit(lm, shuffled(blocks, rows, seed=seed), steps=max(1, len(blocks)//rows), corrupt=splitter(tokenizer, p), lr=5e-3, seed=seed, progress=False)
+    return bits_per_byte(lm, reader or tokenizer, list(valid), seq_len=seq_len)
 
-# %% ../../nbs/01_tokenizers/21_comparison.ipynb #29943ce4
-OPTIONS = {"superbpe": dict(transition=.6), "character": dict(power_of_two=False, normalizer=None), "supertoken": dict(normalizer=None), "lib": dict(epochs=500)}
+def splitter(tokenizer:Tokenizer, p:float): # A `Corruption`, or None
+    "StochasTok, if anything is to be split."
+    from tokenlab.tokenizers.stochastok import StochasTok
+    return StochasTok(tokenizer, p) if p else None
 
+# %% ../../nbs/01_tokenizers/21_comparison.ipynb #1fc776e9
+class Method(NamedTuple):
+    "How a row of the comparison comes about."
+    algorithm:str            # Trains, as on the command line
+    options:dict = {}        # Of its trainer
+    rule:str|None = None     # Held-out text is cut by this merge-free rule
+    p:float = 0.             # StochasTok's, while the model trains
+    digits:str|None = None   # Kind of `DigitScheme` in the pattern
+
+OPTIONS = {"superbpe": dict(transition=.6), "character": dict(power_of_two=False, normalizer=None), "supertoken": dict(normalizer=None), "lib": dict(epochs=1000, sentences=50)}
+METHODS = {name: Method(name, OPTIONS.get(name, {})) for name in installed() if name != "domain"} | {
+    "greedy": Method("bpe", rule="greedy"), "fewest": Method("bpe", rule="fewest"), "stochastok": Method("bpe", p=.1),
+    "digits-single": Method("bpe", digits="single"), "digits-right": Method("bpe", digits="r2l")}
+
+def learn(
+    method:Method,
+    texts:Sequence[str],
+    vocab_size:int,
+    *,
+    seed:int=0 # Of the algorithm, where it has one
+)->Tokenizer:
+    "Train the tokenizer of a row."
+    from tokenlab.tokenizers.numbers import DigitScheme, with_digits
+    train = trainer(method.algorithm)
+    options = fitting(train, method.algorithm, dict(special_tokens=["<|endoftext|>"])) | method.options
+    if "seed" in train.__kwdefaults__: options["seed"] = seed
+    if method.digits: options["pattern"] = with_digits("gpt2", DigitScheme(method.digits))
+    return train(texts, vocab_size, **options)
+
+# %% ../../nbs/01_tokenizers/21_comparison.ipynb #0bc35ab3
 def measure(
-    algorithm:str,  # As on the command line
+    name:str,  # In `METHODS`
     work:Work,
     *,
-    seed:int=0      # Of the draw, the model, and the algorithm where it has one
+    seed:int=0 # Of the draw, the model, and the algorithm where it has one
 )->dict[str, float]:
-    "Train one algorithm and take the four numbers."
-    train = random.Random(seed).sample(work.train, max(1, len(work.train)*4//5))
-    function = trainer(algorithm)
-    made = function(train, work.vocab_size, **({"seed": seed} if "seed" in function.__kwdefaults__ else {}), **fitting(function, algorithm, dict(special_tokens=["<|endoftext|>"])),
-                    **OPTIONS.get(algorithm, {}))
-    out = {"bytes per token": bytes_per_token(made, work.valid), "vocabulary": made.vocab_size, "vocabulary used": vocabulary_use(made, train), "MB/s": megabytes_per_second(made, work.valid)}
-    if work.lm_bytes: out["bits per byte"] = small_model_bits(made, take(train, work.lm_bytes), take(work.valid, 60_000), context=work.context, seed=seed)
+    "Train one tokenizer and take the four numbers."
+    from tokenlab.tokenizers.merge_free import merge_free
+    method, train = METHODS[name], random.Random(seed).sample(work.train, max(1, len(work.train)*4//5))
+    made = learn(method, train, work.vocab_size, seed=seed)
+    reader = merge_free(made, method.rule) if method.rule else made
+    out = {"bytes per token": bytes_per_token(reader, work.valid), "vocabulary": made.vocab_size, "vocabulary used": vocabulary_use(reader, train), "MB/s": megabytes_per_second(reader, work.valid)}
+    if work.lm_bytes: out["bits per byte"] = small_model_bits(made, take(train, work.lm_bytes), take(work.valid, 60_000), reader=reader, p=method.p, context=work.context, seed=seed)
     return out
 
 comparison = Comparison("tokenizers", prepare=prepare, better={"bytes per token": "higher", "vocabulary used": "higher", "MB/s": "higher", "bits per byte": "lower"})
-for name in installed():
-    if name != "domain": comparison.methods[name] = partial(measure, name)
+comparison.methods |= {name: partial(measure, name) for name in METHODS}
