@@ -31,3 +31,21 @@ def data_dir():
     folder = os.environ.get("TOKENLAB_DATA")
     if not folder or not Path(folder).is_dir(): pytest.skip("TOKENLAB_DATA names no folder: data mirror not at hand")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def open_as_saved():
+    "Checks that a byte-level tokenizer comes back from its file, and that `tokenizers` and `transformers` read the file as we do."
+    import tokenizers
+    from tokenlab.tokenizers.core import Tokenizer
+    def check(tok, folder, texts, plain):
+        again = Tokenizer.load(tok.save(folder))
+        theirs = tokenizers.Tokenizer.from_file(str(folder/"tokenizer.json"))
+        assert again.to_json() == tok.to_json() and again.pattern == tok.pattern and again.tokens == tok.tokens
+        for text in texts:
+            ids = theirs.encode(text).ids
+            assert again.encode(text, special="allow") == ids and theirs.decode(ids, skip_special_tokens=False) == text
+        transformers = pytest.importorskip("transformers")
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder/"tokenizer.json"))
+        assert fast.encode(plain) == again.encode(plain)
+    return check

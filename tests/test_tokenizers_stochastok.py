@@ -8,7 +8,7 @@ from scipy.stats import chi2
 from tokenlab.lm import LM, LMConfig
 from tokenlab.tokenizers.bpe import train_bpe
 from tokenlab.tokenizers.core import ByteTokenizer, Tokenizer
-from tokenlab.tokenizers.stochastok import ASKS, StochasTok, bpe_dropout, expansion_table, langgame
+from tokenlab.tokenizers.stochastok import ASKS, StochasTok, expansion_table, langgame
 from tokenlab.training import fit
 
 TEXT = "the theory of the thing, then and there, thereafter; other things gather together in the weather. "*5
@@ -112,10 +112,11 @@ def test_trains_and_repeats(tok):
 
 def test_dropout(tok):
     rng = np.random.default_rng(0)
-    assert bpe_dropout(tok, TEXT, 0., rng=rng) == tok.encode(TEXT)
-    assert bpe_dropout(tok, TEXT, 1., rng=rng) == [tok._bytes[b] for b in TEXT.encode()]
-    lengths = [len(bpe_dropout(tok, TEXT, p, rng=rng)) for p in (0., .1, .3, .9)]
-    assert lengths == sorted(lengths) and tok.decode(bpe_dropout(tok, TEXT, .3, rng=rng)) == TEXT
+    dropout = lambda p: tok.encode(TEXT, dropout=p, seed=int(rng.integers(2**63)))
+    assert dropout(0.) == tok.encode(TEXT)
+    assert dropout(1.) == [tok._bytes[b] for b in TEXT.encode()]
+    lengths = [len(dropout(p)) for p in (0., .1, .3, .9)]
+    assert lengths == sorted(lengths) and tok.decode(dropout(.3)) == TEXT
 
 
 def test_langgame():
@@ -137,6 +138,6 @@ def test_errors(tok):
     with pytest.raises(ValueError, match="nothing to split"): StochasTok(ByteTokenizer())
     with pytest.raises(ValueError, match="proportion"): StochasTok(tok, -1)
     with pytest.raises(ValueError, match="vocabulary has"): StochasTok(tok).expand([tok.vocab_size])
-    with pytest.raises(ValueError, match="probability"): bpe_dropout(tok, "a", 2, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="probability"): tok.encode("a", dropout=2, seed=0)
     with pytest.raises(ValueError, match="choose from"): langgame(["a"], 1, kinds=["rhymes"])
     with pytest.raises(ValueError, match="too few"): langgame(["aa", "ab"], 3)

@@ -9,7 +9,7 @@ process above what texts and libraries take. What is measured is added to the fi
 import argparse, json, os, platform, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
-from tokenlab.claims import cpu_name
+from tokenlab.claims import commit, cpu_name
 from tokenlab.registry import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,10 +24,6 @@ def seconds(f) -> float:
     start = time.perf_counter()
     f()
     return time.perf_counter() - start
-
-
-def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def bandwidth(n: int = 1 << 26) -> dict:
@@ -194,7 +190,7 @@ def main():
     if a.child: print(json.dumps(train_child(a.child[0], a.child[1], int(a.child[2])))); return
     import numba, tiktoken, tokenizers
     result = json.loads(a.out.read_text()) if a.out.exists() else {}
-    result |= {"benchmark": "bpe_speed", "commit": commit(), "date": time.strftime("%Y-%m-%d"), "device": f"CPU, {cpu_name()}", "targets": TARGETS,
+    result |= {"benchmark": "bpe_speed", **commit(), "date": time.strftime("%Y-%m-%d"), "device": f"CPU, {cpu_name()}", "targets": TARGETS,
                "versions": {"numba": numba.__version__, "numpy": np.__version__, "tiktoken": tiktoken.__version__, "tokenizers": tokenizers.__version__, "python": platform.python_version()}}
     for part in a.parts:
         if part == "encode": result["encode"] = measure_encode(a.rounds)

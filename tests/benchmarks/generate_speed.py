@@ -6,11 +6,11 @@ Both libraries run the same random weights (a Llama of about 5M parameters, writ
 threads, warm. Every comparison is paired: A and B run directly after one another, the order swapped each round, and the figure is the median of the
 ratios. Exit status 1 if the texts differ, or if a target is missed.
 """
-import argparse, platform, statistics, subprocess, sys, tempfile, time
+import argparse, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch
 from tokenlab.checkpoints import load_lm, save_lm
-from tokenlab.claims import cpu_name
+from tokenlab.claims import commit, cpu_name
 from tokenlab.generate import Sampler, generate
 from tokenlab.lm import LM, LMConfig
 from tokenlab.registry import write_json
@@ -54,10 +54,6 @@ def compare(name: str, a, b, tokens: int, rounds: int) -> dict:
             "ratio": spread([y/x for (x, _), (y, _) in zip(ta, tb)]), "processor_time_ratio": spread([y/x for (_, x), (_, y) in zip(ta, tb)])}
 
 
-def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
-
-
 def measure(tokens: int, rounds: int, prompt_length: int) -> dict:
     import transformers
     transformers.utils.logging.disable_progress_bar()
@@ -84,7 +80,7 @@ def measure(tokens: int, rounds: int, prompt_length: int) -> dict:
         if len(ours_once(**variants[row["name"]]).ids) != tokens: raise RuntimeError(f"{row['name']} ended early: its time cannot be compared")
     speed = compare("tokenlab generate, greedy", ours_once, theirs_once, tokens, rounds)
     speed["ok"] = speed["ratio"]["median"] >= TARGET_SPEED
-    return {"benchmark": "generate_speed", "commit": commit(), "date": time.strftime("%Y-%m-%d"), "device": f"CPU, {cpu_name()}", "threads": torch.get_num_threads(), "dtype": "float32", "batch": 1,
+    return {"benchmark": "generate_speed", **commit(), "date": time.strftime("%Y-%m-%d"), "device": f"CPU, {cpu_name()}", "threads": torch.get_num_threads(), "dtype": "float32", "batch": 1,
         "prompt_tokens": prompt_length, "new_tokens": tokens, "compiled": False, "parameters": sum(p.numel() for p in lm.parameters()),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
         "baseline": "transformers generate, do_sample=False, default cache and attention", "identical_text": text == their_text,

@@ -7,14 +7,14 @@ All programs continue each prompt in turn, in an order that is turned by one wit
 Plain decoding and speculation run the same target in PyTorch; the draft runs compiled. "compiled" is the other state: the target compiled (`Fused`) in both.
 Exit status 1 if a greedy text differs where it should not, or a target is missed.
 """
-import argparse, platform, statistics, subprocess, sys, tempfile, time
+import argparse, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch
-from tokenlab.claims import cpu_name
+from tokenlab.claims import commit, cpu_name
 from tokenlab.generate import Sampler, generate
-from tokenlab.lab import load_lab
+from tokenlab.lab import load_lab, repetition
 from tokenlab.registry import write_json
-from tokenlab.speculative.bench import held_out, make, one_run, repetition
+from tokenlab.speculative.bench import held_out, make, one_run
 from tokenlab.speculative.fused import Fused
 from tokenlab.speculative.lookup import lab_tasks
 
@@ -117,8 +117,7 @@ def main():
     import transformers
     by_threads = {str(t): measure(a.prompts, a.tokens, t) for t in a.threads}
     verdict = judge(by_threads)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
-    write_json(a.out, {"benchmark": "speculative_speed", "commit": commit, "date": time.strftime("%Y-%m-%d"), "device": f"CPU, {cpu_name()}", "dtype": "float32", "batch": 1, "new_tokens": a.tokens,
+    write_json(a.out, {"benchmark": "speculative_speed", **commit(), "date": time.strftime("%Y-%m-%d"), "device": f"CPU, {cpu_name()}", "dtype": "float32", "batch": 1, "new_tokens": a.tokens,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}, "targets": {"draft": TARGET_DRAFT, "copy and edit": TARGET_COPY}, "verdict": verdict, "threads": by_threads})
     for threads, r in by_threads.items():
         print(f"\n{threads} thread(s)")

@@ -14,8 +14,8 @@ from .spectr import PathDrafter, accept_kseq, lab_prompts, tokens_per_call
 from .speculate import Context, Draft, Every, ModelDrafter
 
 # %% auto #0
-__all__ = ['gumbel', 'ordered_draws', 'one_after_another', 'DistinctDrafter', 'below', 'beam_level', 'BeamDrafter', 'best_level',
-           'measure_rsd']
+__all__ = ['gumbel', 'ordered_draws', 'one_after_another', 'DistinctDrafter', 'below', 'beam_level', 'by_parent', 'BeamDrafter',
+           'best_level', 'measure_rsd']
 
 # %% ../../nbs/09_speculative/13_rsd.ipynb #b1c288e3
 def gumbel(shape:Sequence[int], rng)->Tensor: # float64
@@ -44,7 +44,7 @@ def one_after_another(law:Tensor, k:int, rng:Every)->list[int]: # law (V,)
         if found[-1] >= 0: law[found[-1]] = 0.
     return found
 
-# %% ../../nbs/09_speculative/13_rsd.ipynb #7d4c11da
+# %% ../../nbs/09_speculative/13_rsd.ipynb #58077ff2
 @implements("recursive-speculative-decoding")
 class DistinctDrafter(ModelDrafter):
     "RSD-C: a tree whose siblings are drawn without replacement, `branching` children on each level (Algorithm 1, constant branching)."
@@ -60,11 +60,6 @@ class DistinctDrafter(ModelDrafter):
         laws = self.laws_of(logits, context, frontier)
         return [{t: 1 for t in row if t >= 0} for row in ordered_draws(laws, width, context.rng).tolist()], laws
 
-    def laws_of(self, logits:Tensor, context:Context, frontier:list[int])->Tensor: # (F, V)
-        "What the draft model would say after each node of the frontier."
-        sampler = self.sampler or context.sampler
-        return sampler.law(logits, None if sampler.repetition_penalty is None else self.history(context, frontier))
-
 # %% ../../nbs/09_speculative/13_rsd.ipynb #0106b533
 def below(
     phi:Tensor,   # (F, V) log-probability of each child, counted from the root
@@ -77,13 +72,16 @@ def below(
     found = G[:, None] - v.clamp(min=0) - torch.log1p((-v.abs()).exp())
     return found.masked_fill(phi.isneginf(), -torch.inf)
 
-# %% ../../nbs/09_speculative/13_rsd.ipynb #a0e3d3a9
+# %% ../../nbs/09_speculative/13_rsd.ipynb #4842ca64
 def beam_level(phi:Tensor, G:Tensor, width:int, rng)->tuple[Tensor, Tensor, Tensor, Tensor]: # phi (F, V), G (F,)
     "Parents, tokens, log-probabilities and noisy log-probabilities of the `width` best children, (W,) each."
     noisy = below(phi, G, rng)
     top = noisy.flatten().topk(min(width, noisy.numel()))
-    best = top.indices[top.values > -torch.inf]
-    best = best[(best//phi.shape[1]).argsort(stable=True)]                      # by parent, each parent's from the largest down
+    return by_parent(top.indices[top.values > -torch.inf], phi, noisy)
+
+def by_parent(best:Tensor, phi:Tensor, noisy:Tensor)->tuple[Tensor, Tensor, Tensor, Tensor]: # (W,) places in the flat (F, V) arrays, the largest first
+    "Parents, tokens and the values of both arrays, by parent, each parent's from the largest down."
+    best = best[(best//phi.shape[1]).argsort(stable=True)]
     return best//phi.shape[1], best % phi.shape[1], phi.flatten()[best], noisy.flatten()[best]
 
 # %% ../../nbs/09_speculative/13_rsd.ipynb #4212f981
@@ -108,12 +106,10 @@ class BeamDrafter(DistinctDrafter):
         for parent, token in zip(parents.tolist(), tokens.tolist()): kids[parent][token] = 1
         return kids, None if greedy else laws
 
-# %% ../../nbs/09_speculative/13_rsd.ipynb #cd8e9ea3
+# %% ../../nbs/09_speculative/13_rsd.ipynb #d448f797
 def best_level(phi:Tensor, width:int)->tuple[Tensor, Tensor, Tensor, Tensor]: # phi (F, V)
     "As `beam_level`, without noise."
-    best = phi.flatten().topk(min(width, phi.numel())).indices
-    best = best[(best//phi.shape[1]).argsort(stable=True)]
-    return best//phi.shape[1], best % phi.shape[1], phi.flatten()[best], phi.flatten()[best]
+    return by_parent(phi.flatten().topk(min(width, phi.numel())).indices, phi, phi)
 
 # %% ../../nbs/09_speculative/13_rsd.ipynb #e3942189
 @claim("recursive-speculative-decoding", text="Trees drawn without replacement give more tokens a call of the target than trees of independent draws, at an equal number of nodes", source="abstract",

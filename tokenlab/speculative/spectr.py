@@ -117,7 +117,7 @@ def kseq_select(
         if coin(float(p[x])/max(rho*float(q[x]), 1e-300), rng): return x
     return draw(kseq_residual(p, q, len(guesses), rho), sampler, rng)
 
-# %% ../../nbs/09_speculative/12_spectr.ipynb #8417452e
+# %% ../../nbs/09_speculative/12_spectr.ipynb #3a80fc24
 class PathDrafter(ModelDrafter):
     "Independent continuations of the text by a draft model, common beginnings merged and counted."
     def __init__(self,
@@ -132,7 +132,7 @@ class PathDrafter(ModelDrafter):
         sampler = self.sampler or context.sampler
         if sampler.temperature == 0: return super().children(logits, width if frontier == [-1] else 1, context, frontier)
         paths = [width if node < 0 else self.counts[node] for node in frontier]
-        laws = sampler.law(logits, None if sampler.repetition_penalty is None else self.history(context, frontier))
+        laws = self.laws_of(logits, context, frontier)
         return [dict(Counter(row)) for row in draws(laws, paths, sampler, context.rng)], laws
 
 # %% ../../nbs/09_speculative/12_spectr.ipynb #0d9cd8bf

@@ -573,18 +573,23 @@ def grow(self:ModelDrafter, context:Context, depth:int):
             self.parents += [node]*len(drawn); self.tokens += drawn.keys(); self.counts += drawn.values()
         frontier = list(range(first, len(self.tokens)))
 
-# %% ../../nbs/09_speculative/01_speculate.ipynb #28099cb3
+# %% ../../nbs/09_speculative/01_speculate.ipynb #d8349242
 @patch
 def children(self:ModelDrafter, logits:Tensor, width:int, context:Context, frontier:list[int])->tuple[list[dict[int, int]], Tensor|None]:
     "For each node of the frontier its children {token: times drawn}, and the laws (F, V) that drew them (None: chosen)."
     sampler = self.sampler or context.sampler
-    history = None if sampler.repetition_penalty is None else self.history(context, frontier)
     if sampler.temperature == 0:
-        if history is not None: logits = penalize(logits, history, sampler.repetition_penalty)
+        if sampler.repetition_penalty is not None: logits = penalize(logits, self.history(context, frontier), sampler.repetition_penalty)
         return [dict.fromkeys(row, 1) for row in logits.topk(min(width, logits.shape[-1])).indices.tolist()], None
-    laws = sampler.law(logits, history)
+    laws = self.laws_of(logits, context, frontier)
     drawn = [[draw(law, sampler, context.rng) for _ in range(width)] for law in laws]
     return [{t: row.count(t) for t in row} for row in drawn], laws
+
+@patch
+def laws_of(self:ModelDrafter, logits:Tensor, context:Context, frontier:list[int])->Tensor: # (F, V)
+    "What the draft model would say after each node of the frontier."
+    sampler = self.sampler or context.sampler
+    return sampler.law(logits, None if sampler.repetition_penalty is None else self.history(context, frontier))
 
 @patch
 def history(self:ModelDrafter, context:Context, frontier:list[int])->Tensor: # (F, T) ids, -1 padded

@@ -17,8 +17,8 @@ from .formats import FREE, NO_WIDTHS, Piece, TextTokenizer, cut_all, flat, place
 # %% auto #0
 __all__ = ['MISSED', 'FLOOR', 'trie_add', 'make_trie', 'step', 'as_codes', 'best_path', 'viterbi', 'forward', 'backward',
            'e_step', 'grow', 'candidates', 'usage', 'losses', 'm_step', 'prune', 'learn_unigram', 'Unigram',
-           'model_tables', 'with_unknown', 'from_json', 'train_unigram', 'ways_in', 'sample_path', 'toy_unigram',
-           'from_sentencepiece']
+           'model_tables', 'with_unknown', 'byte_lattice', 'from_json', 'train_unigram', 'ways_in', 'sample_path',
+           'toy_unigram', 'from_sentencepiece']
 
 # %% ../../nbs/01_tokenizers/05_unigram.ipynb #675318c7
 @njit(cache=True, nogil=True)
@@ -351,13 +351,17 @@ def finish(self:Unigram, found:np.ndarray, ends:np.ndarray, codes:np.ndarray, st
     if bad >= 0: raise ValueError(f"the character {chr(bad)!a} has no token, no bytes and no unk_id in this vocabulary: replace it")
     return ids, own
 
-# %% ../../nbs/01_tokenizers/05_unigram.ipynb #1f1083e0
+# %% ../../nbs/01_tokenizers/05_unigram.ipynb #ffa65190
 @patch
 def lattice(self:Unigram, pieces:Sequence[Piece])->tuple[np.ndarray, np.ndarray]: # codes (n,), starts (p,)
     "The codes of some pieces, and where pieces start."
-    if self.byte_level: words = [as_bytes(w) for text, _, _ in pieces for w in split(text, self._split)]
-    else: words = [to_codes(text) for text, _, _ in pieces]
-    codes, ends = as_codes(words)
+    if self.byte_level: return byte_lattice(pieces, self._split)
+    codes, ends = as_codes([to_codes(text) for text, _, _ in pieces])
+    return codes, np.concatenate([[0], ends[:-1]]).astype(np.int64)
+
+def byte_lattice(pieces:Sequence[Piece], pattern)->tuple[np.ndarray, np.ndarray]: # codes (n,), starts (p,)
+    "The same over bytes, where the pieces come from a compiled pattern."
+    codes, ends = as_codes([as_bytes(w) for text, _, _ in pieces for w in split(text, pattern)])
     return codes, np.concatenate([[0], ends[:-1]]).astype(np.int64)
 
 @patch
