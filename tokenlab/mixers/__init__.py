@@ -1,0 +1,1 @@
+"""What can stand where attention stands: mixers, the blocks they plug into, and how they compare."""
