@@ -22,16 +22,17 @@ from .core import BYTE_ORDER, Tokenizer, allowed, as_bytes, as_text
 from .pretokenize import Pretokenizer, byte, class_table, load8, next_piece
 
 # %% auto #0
-__all__ = ['K', 'EMPTY', 'NEVER', 'FEW', 'SHORT', 'LONG', 'ALL', 'LOW', 'HIGH', 'BATCH', 'LINE_END', 'WALL', 'spread_bits',
-           'find', 'power_of_two', 'fill', 'pair_table', 'rank_of', 'Model', 'start_ranks', 'merge_few', 'push', 'pop',
-           'chance', 'merge_many', 'squeeze', 'hash_bytes', 'same', 'token_size', 'whole_token', 'enter_whole', 'Cache',
-           'new_cache', 'short_key', 'bucket', 'remember_short', 'remember_long', 'recall_long', 'new_piece',
-           'encode_spans', 'known_piece', 'write_ends', 'part_end', 'joined', 'in_parts', 'FastBPE', 'build_model',
-           'rank_bytes', 'utf8', 'check_dropout', 'char_offsets', 'encode_arrays', 'batches', 'encode_some',
-           'PieceTable', 'row_of', 'move_rows', 'add_piece', 'key_of', 'count_spans', 'add_rows', 'Pieces',
-           'write_pieces', 'count_pieces', 'read_chunks', 'right_of', 'left_of', 'before', 'push_pair', 'pop_pair',
-           'best_row', 'sketch_pairs', 'count_pairs', 'place_pairs', 'enter_rows', 'pack', 'take_away', 'replace_pair',
-           'enter_pairs', 'FastIndex', 'lay_out', 'first_symbols', 'learn_merges', 'make_index', 'from_json']
+__all__ = ['K', 'EMPTY', 'NEVER', 'FEW', 'SHORT', 'LONG', 'ONE_ROW', 'TWO_ROWS', 'BOTH', 'ALL', 'LOW', 'HIGH', 'BATCH',
+           'LINE_END', 'WALL', 'spread_bits', 'find', 'power_of_two', 'fill', 'pair_table', 'rank_of', 'Model',
+           'start_ranks', 'merge_few', 'push', 'pop', 'chance', 'merge_many', 'squeeze', 'hash_bytes', 'same',
+           'token_size', 'whole_token', 'enter_whole', 'Cache', 'new_cache', 'short_key', 'bucket', 'remember_short',
+           'remember_long', 'recall_long', 'new_piece', 'encode_spans', 'known_piece', 'write_ends', 'part_end',
+           'joined', 'in_parts', 'FastBPE', 'build_model', 'rank_bytes', 'utf8', 'check_dropout', 'char_offsets',
+           'encode_arrays', 'batches', 'encode_some', 'PieceTable', 'row_of', 'move_rows', 'add_piece', 'key_of',
+           'count_spans', 'add_rows', 'Pieces', 'write_pieces', 'count_pieces', 'read_chunks', 'right_of', 'left_of',
+           'before', 'push_pair', 'pop_pair', 'best_row', 'sketch_pairs', 'count_pairs', 'place_pairs', 'enter_rows',
+           'pack', 'take_away', 'replace_pair', 'enter_pairs', 'FastIndex', 'lay_out', 'first_symbols', 'learn_merges',
+           'make_index', 'from_json']
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #34513081
 K = np.uint64(0x9E3779B97F4A7C15)               # odd, its bits without pattern
@@ -291,12 +292,14 @@ def enter_whole(candidates, model, every, ids, near):
         put32(model.whole, at, i)
 FEW = 64    # bytes of the longest piece that is merged without a heap
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #67ff2c37
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #c9825661
 SHORT, LONG = 15, 256   # bytes of the longest piece in each part of the cache
+ONE_ROW, TWO_ROWS = 4, 12   # ids of a short piece
+BOTH = -1 << 63         # the mark, in the number of bytes, of a piece that takes both rows
 
 class Cache(NamedTuple):
     "Pieces and their ids, in bounded memory: addresses of arrays, and their sizes."
-    short:int      # (S, 4) uint64: 15 bytes and their number, then up to four ids with the bytes of each
+    short:int      # (S, 4) uint64: 15 bytes and their number, then up to four ids with the bytes of each, or twelve in two rows
     short_size:int # S
     long:int       # (S', 4) int64: hash, place in the ring, bytes, ids
     long_size:int  # S'
@@ -337,14 +340,14 @@ def bucket(cache, a, b):
     x = (a ^ b * K) * K
     return cache.short + 32*(np.int64((x ^ x >> np.uint64(31)) * K >> np.uint64(34)) & (cache.short_size - 2))
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #52860979
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #63b3ccf1
 @njit(cache=True, nogil=True)
 def remember_short(cache, a, b, ids, n, model):
-    "Enter a short piece; it takes the first row of its bucket, and the row's old piece the second."
-    row = bucket(cache, a, b)
-    for c in range(4): put64(row, 4 + c, get64(row, c))
+    "Enter a short piece; it takes the first row of its bucket, and the row's old piece the second, or both rows."
+    row, pushed = bucket(cache, a, b), n <= ONE_ROW and get64(bucket(cache, a, b), 1) > 0
+    for c in range(4): put64(row, 4 + c, get64(row, c) if pushed else np.int64(0))
     put64(row, 0, np.int64(a))
-    put64(row, 1, np.int64(b))
+    put64(row, 1, np.int64(b) if n <= ONE_ROW else np.int64(b) | BOTH)
     put64(row, 2, np.int64(0))
     put64(row, 3, np.int64(0))
     for i in range(n): put32(row + 16, i, np.int32(token_size(model, get32(ids, i)) << 28 | get32(ids, i)))
@@ -377,7 +380,7 @@ def recall_long(cache, text, size, hashed, out):
     for i in range(n): put32(out, i, get32(cache.ids, at + i))
     return n
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #443599ce
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #de5f05ca
 @njit(cache=True, nogil=True)
 def new_piece(text, start, end, size, model, cache, dropout, state, out): # out: address that the ids are written to
     "Ids of a piece that the short cache does not have. Their number, or -1 - b for a byte b without a token."
@@ -399,7 +402,7 @@ def new_piece(text, start, end, size, model, cache, dropout, state, out): # out:
         if bad >= 0: return -1 - np.int64(byte(at, bad))
         n = merge_many(out, near.ctypes.data, size, model, dropout, state)
         if dropout > 0: return n
-    if size <= SHORT and n <= 4:
+    if size <= SHORT and n <= TWO_ROWS:
         a, b = short_key(text, start, size, end)
         remember_short(cache, a, b, out, n, model)
     elif size <= LONG: remember_long(cache, at, size, hashed, out, n)
@@ -431,23 +434,25 @@ def encode_spans(data, bounds, fixed, cuts, kind, classes, model, cache, dropout
         counts[span] = n - before
     return n
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #b24cad84
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5ae2d779
 @njit(cache=True, nogil=True)
 def known_piece(text, start, stop, size, cache, ids, edges, offset, want):
     "Write ids and ends of a piece from the short cache. Their number, 0 if it is not there."
     if stop - start > SHORT: return np.int64(0)
     a, b = short_key(text, start, stop - start, size)
-    row = bucket(cache, a, b)
+    row, room = bucket(cache, a, b), ONE_ROW
     if get64(row, 0) != np.int64(a) or get64(row, 1) != np.int64(b):
-        row += 32
-        if get64(row, 0) != np.int64(a) or get64(row, 1) != np.int64(b): return np.int64(0)
+        if get64(row, 0) == np.int64(a) and get64(row, 1) == np.int64(b) | BOTH: room = TWO_ROWS
+        else:
+            row += 32
+            if get64(row, 0) != np.int64(a) or get64(row, 1) != np.int64(b): return np.int64(0)
     words = get64(row, 2)
     put32(ids, 0, np.int32(words & 0xfffffff))
     if words >> 32 == 0:
         if want: put64(edges, 0, offset + stop)
         return np.int64(1)
     n, place = np.int64(0), offset + start
-    while n < 4:
+    while n < room:
         word = np.int64(get32(row + 16, n)) & 0xffffffff
         if word == 0: break
         place += word >> 28
@@ -480,7 +485,7 @@ def joined(text:np.ndarray, starts:np.ndarray)->np.ndarray: # the bytes of all t
     joins[(text[:-1].astype(np.int64) << 8 | text[1:])[inner]] = 1
     return joins
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #469dcbab
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #6c8c5015
 @njit(cache=True, nogil=True)
 def in_parts(text, start, stop, size, model, cache, dropout, state, ids, edges, offset, want):
     "Write ids and ends of a piece that the short cache does not have. Their number, or -1 - b for a byte b without a token."
@@ -494,7 +499,7 @@ def in_parts(text, start, stop, size, model, cache, dropout, state, ids, edges, 
             if m < 0: return m
             if want: write_ends(ids + 4*n, edges + 8*n, m, offset + at, model)
         n, at, parts = n + m, part, parts + 1
-    if parts > 1 and n <= 4 and stop - start <= SHORT:
+    if parts > 1 and n <= TWO_ROWS and stop - start <= SHORT:
         a, b = short_key(text, start, stop - start, size)
         remember_short(cache, a, b, ids, n, model)
     return n
@@ -641,7 +646,7 @@ def char_offsets(data:bytes, offsets:np.ndarray)->np.ndarray: # (T+1,) int64 bot
         first[np.cumsum([0, *widths[:-1]])] = True
     return np.concatenate([[0], np.cumsum(first)])[offsets]
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5307fc5a
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5092e119
 @patch
 def encode_batch(self:FastBPE,
     texts:Iterable[str|bytes],           # What to cut
@@ -652,9 +657,9 @@ def encode_batch(self:FastBPE,
     workers:int=1                        # Threads
 )->list[list[int]]:                      # One list of ids per text
     "Encode several texts."
-    return [ids.tolist() for ids in encode_arrays(self, texts, special=special, dropout=dropout, seed=seed, workers=workers)]
+    return encode_arrays(self, texts, special=special, dropout=dropout, seed=seed, workers=workers, lists=True)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #3f4076b8
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5fc3c9a6
 def encode_arrays(
     tokenizer:FastBPE,
     texts:Iterable[str|bytes],           # What to cut
@@ -662,18 +667,20 @@ def encode_arrays(
     special:str|Iterable[str]="ignore",  # As in `Tokenizer.encode`
     dropout:float=0.,                    # As in `encode`
     seed:int|None=None,                  # For dropout
-    workers:int=1                        # Threads
-)->list[np.ndarray]:                     # One array of ids per text, int32
+    workers:int=1,                       # Threads
+    lists:bool=False                     # Python lists in place of arrays; each thread makes its own while the others encode
+)->list[np.ndarray]|list[list[int]]:     # One array of ids per text, int32
     "Encode several texts; the threads work without the interpreter's lock."
     if isinstance(texts, (str, bytes)): raise ValueError("encode_batch takes several texts, got one: use encode")
     if workers < 1: raise ValueError(f"workers={workers}: give at least 1")
     seed, texts = check_dropout(dropout, seed), list(texts)
     if dropout: work = lambda i: [run_spans(tokenizer, *tokenizer.spans(texts[i], special), offsets=False, dropout=dropout, seed=(seed + i) % 2**64)[0]]
     else: work = lambda part: encode_some(tokenizer, part, special)
-    jobs = range(len(texts)) if dropout else list(batches(texts))
-    if workers == 1 or len(jobs) < 2: return [ids for job in jobs for ids in work(job)]
+    finish = (lambda job: [ids.tolist() for ids in work(job)]) if lists else work
+    jobs = range(len(texts)) if dropout else list(batches(texts, (1 << 20)//(4*workers if lists else 1)))
+    if workers == 1 or len(jobs) < 2: return [ids for job in jobs for ids in finish(job)]
     tokenizer._model, tokenizer._pieces, class_table() # built once, before the threads
-    with ThreadPoolExecutor(workers) as pool: return [ids for some in pool.map(work, jobs) for ids in some]
+    with ThreadPoolExecutor(workers) as pool: return [ids for some in pool.map(finish, jobs) for ids in some]
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #731ee9e5
 def batches(texts:Iterable[str|bytes], size:int=1 << 20)->Iterator[list[str|bytes]]:
