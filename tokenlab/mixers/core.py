@@ -145,7 +145,7 @@ def head_config(dim:int, heads:int, seq_len:int)->LMConfig:
     "What `Attention` and `Rope` ask of a configuration."
     return LMConfig(1, dim=dim, n_heads=heads, max_len=seq_len)
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #fca98861
+# %% ../../nbs/04_mixers/01_mixers.ipynb #0ce5bd43
 def no_cache(mixer:nn.Module, cache):
     "Refuse a cache in the bidirectional form: later tokens would change what is cached."
     if cache is not None and not mixer.causal: raise ValueError(f"{type(mixer).__name__} is bidirectional and cannot decode with a cache: make it with causal=True")
@@ -162,7 +162,7 @@ class SoftmaxAttention(Attention):
 
     def forward(self, x:Tensor, *, cache=None, positions=None, mask=None)->Tensor:
         no_cache(self, cache)
-        return super().forward(x, cache=cache, positions=positions, mask=mask)
+        return x if x.numel() == 0 else super().forward(x, cache=cache, positions=positions, mask=mask)
 
     def state_bytes(self, length:int, dtype=torch.float32)->int: return 2*length*self.dim*dtype.itemsize
 
@@ -313,7 +313,7 @@ class WindowAttention(RecurrentMixer):
 
     def state_bytes(self, length:int, dtype=torch.float32)->int: return (self.window - 1)*(2*self.dim*dtype.itemsize + 8)
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #51c4c97e
+# %% ../../nbs/04_mixers/01_mixers.ipynb #bd8815b7
 class TokenMatrix(nn.Module):
     "What mixers with a weight for each pair of positions share: whom a token may see, and where the weights stand."
     recurrent = False
@@ -330,8 +330,8 @@ class TokenMatrix(nn.Module):
         rows = positions.clamp(min=0)
         columns = rows if cache is None else torch.arange(max(base) + T, device=x.device)[None]
         if mask is not None: return rows, columns, mask[:, 0]
-        seen = columns[:, None] <= rows[:, :, None] if self.causal else (positions >= 0)[:, None].expand(-1, T, -1)
-        return rows, columns, seen
+        seen = columns[:, None] <= rows[:, :, None] if self.causal else torch.ones(1, T, T, dtype=torch.bool, device=x.device)
+        return rows, columns, seen if cache is not None else seen & (positions >= 0)[:, None]
 
 def entries(table:Tensor, rows:Tensor, columns:Tensor)->Tensor: # table (N, N), rows (B|1, T), columns (B|1, S) -> (B|1, T, S)
     "The weights of pairs of positions."
@@ -472,9 +472,10 @@ class DiagonalSSM(RecurrentMixer):
 
     def state_bytes(self, length:int, dtype=torch.float32)->int: return self.dim*self.states*8
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #0ca60c66
+# %% ../../nbs/04_mixers/01_mixers.ipynb #42415662
 @patch
 def mix(self:DiagonalSSM, x, positions, pad, state):
+    "Convolution, past and state; a second system reads backwards in the bidirectional form."
     u, T = x.float(), x.shape[1]
     if pad is not None: u = u.masked_fill(pad[..., None], 0)
     A, B, C = self.system()
@@ -551,7 +552,7 @@ class SelectiveSSM(RecurrentMixer):
 
     def state_bytes(self, length:int, dtype=torch.float32)->int: return self.inner*(self.states*4 + (self.kernel - 1)*dtype.itemsize)
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #e4744f05
+# %% ../../nbs/04_mixers/01_mixers.ipynb #6c399767
 @patch
 def scan(self:SelectiveSSM, u:Tensor, pad, h:Tensor)->tuple[Tensor, Tensor]: # u (B, T, E), h (B, E, N) -> (B, T, E), h
     "The state space over some tokens; padding leaves the state alone."
@@ -575,8 +576,10 @@ def run(self:SelectiveSSM, u:Tensor, pad, state:dict|None)->Tensor: # (B, T, E) 
     if state is not None: state["h"] = h.clone()
     return torch.cat(out, 1)
 
+# %% ../../nbs/04_mixers/01_mixers.ipynb #8f8205b1
 @patch
 def mix(self:SelectiveSSM, x, positions, pad, state):
+    "Two branches: the state space, and its gate."
     u, gate = self.in_proj(x).chunk(2, -1)
     y = self.run(u, pad, state)
     if not self.causal: y = y + backwards(self.run(backwards(u, pad), pad, None), pad)
