@@ -1,0 +1,1 @@
+"""Judging tokenizers: one report for any tokenizer, and the studies behind it."""
