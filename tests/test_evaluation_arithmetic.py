@@ -32,7 +32,7 @@ def test_formats_are_those_of_the_released_problems():
     assert number_in(2307350, "comma_r2l") == "2,307,350" and number_in(2307350, "foo_l2r") == "230foo735foo0"
     assert question(2307350, 6058422, "dec_r2l") == "2.307.350+6.058.422="
     table = released_responses()
-    for form, part in table[table.set != "lengths"].groupby("form"):
+    for form, part in table[table.set.isin(["formats", "separators"])].groupby("form"):
         if form == "foo_r2l" or form.endswith("l2r"): continue      # theirs has "oof"; answers to l2r problems are often grouped otherwise
         right = part[[as_number(x) == a + b for a, b, x in zip(part.a, part.b, part.answer)]]
         same = [number_in(a + b, form) == r.strip() for a, b, r in zip(right.a, right.b, right.response)]
@@ -45,7 +45,7 @@ def test_prompt_and_messages():
     assert build_prompt((1, 2)) == "1+2="
     assert build_messages((1234, 5), [(1111, 2)], answer="comma_r2l")[2]["content"] == "1,113"
 
-@pytest.mark.parametrize("text, number", [("8365772", 8365772), ("2oof307oof350", 2307350), ("1 2 3", 123), ("1+2=3", 3), ("a 12, b 13", None), ("12,", 12), ("", None), ("=", None), ("-5", 5)], ids=str)
+@pytest.mark.parametrize("text, number", [("8365772", 8365772), ("2oof307oof350", 2307350), ("1 2 3", 123), ("1+2=3", 3), ("1=2=3", 3), ("a 12, b 13", None), ("12,", 12), ("", None), ("=", None), ("-5", 5)], ids=str)
 def test_parse(text, number): assert parse_answer(text) == number
 
 def test_report_gives_the_published_numbers():
@@ -53,6 +53,8 @@ def test_report_gives_the_published_numbers():
     acc = lambda *key: 100*error_report(table[(table.set == key[0]) & (table.model == key[1]) & (table.form == key[2]) & (table.spaces == 0)])["accuracy"]
     for form, value in {"nosep": 74.4, "comma_r2l": 97.8, "comma_l2r": 27.8, "space_r2l": 96.7}.items(): assert acc("formats", "gpt-3.5-turbo-0301", form) == pytest.approx(value, abs=.06)
     for form, value in {"nosep": 84.4, "comma_r2l": 98.9, "comma_l2r": 33.3}.items(): assert acc("formats", "gpt-4-0314", form) == pytest.approx(value, abs=.06)
+    repeated = {s: 100*error_report(p)["accuracy"] for s, p in table[table.form == "nosep"].groupby("set")}
+    assert repeated["repeat comma_r2l"] == pytest.approx(96.7, abs=.06) and repeated["repeat nosep"] == pytest.approx(71.1, abs=.06)
     part = table[(table.set == "lengths") & (table.form == "nosep")]
     places = errors_by_place(part, match=False)
     four = places[places.place == 4]

@@ -19,11 +19,11 @@ from ..tokenizers.numbers import DigitScheme, format_number
 from ..training import fit, muon
 
 # %% auto #0
-__all__ = ['SEPARATORS', 'SYSTEM', 'NUMBER', 'sample_addition', 'is_match', 'random_problems', 'balanced_problems', 'number_in',
-           'question', 'reply', 'build_messages', 'build_prompt', 'parse_answer', 'token_starts', 'wrong_places',
-           'carries', 'as_number', 'error_report', 'errors_by_place', 'released_responses', 'run_addition',
-           'arithmetic', 'Layout', 'layouts', 'vocabulary', 'group_ids', 'encode_problems', 'train_adder',
-           'forced_right', 'answer_problems', 'measure_addition']
+__all__ = ['SEPARATORS', 'SYSTEM', 'NUMBER', 'PARTS', 'sample_addition', 'is_match', 'random_problems', 'balanced_problems',
+           'number_in', 'question', 'reply', 'build_messages', 'build_prompt', 'parse_answer', 'token_starts',
+           'wrong_places', 'carries', 'as_number', 'error_report', 'errors_by_place', 'released_responses',
+           'run_addition', 'arithmetic', 'Layout', 'layouts', 'vocabulary', 'group_ids', 'encode_problems',
+           'train_adder', 'forced_right', 'answer_problems', 'measure_addition']
 
 # %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #9e53baf2
 def sample_addition(
@@ -150,7 +150,7 @@ def as_number(x)->int|None:
     try: return None if x is None or x != x else int(x)
     except TypeError: return None
 
-# %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #fe3e5eef
+# %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #f02977ad
 @implements("tokenization-counts")
 def error_report(
     rows,                                   # Table or list of dicts with `a`, `b`, `answer` (None: no answer)
@@ -162,12 +162,15 @@ def error_report(
     mean = lambda xs: float(np.mean(xs)) if len(xs) else float("nan")
     given = lambda r: as_number(r["answer"])
     right = lambda rs: mean([given(r) == r["a"] + r["b"] for r in rs])
-    match, other = [r for r in rows if is_match(r["a"], r["b"])], [r for r in rows if not is_match(r["a"], r["b"])]
+    fits, even = (lambda r: is_match(r["a"], r["b"])), lambda r: len(str(r["a"])) == len(str(r["b"]))
+    match, other = [r for r in rows if fits(r)], [r for r in rows if not fits(r)]
     wrong = [r for r in rows if given(r) not in (None, r["a"] + r["b"])]
     same = [r for r in wrong if len(str(given(r))) == len(str(r["a"] + r["b"]))]
     places = [(wrong_places(given(r), r["a"] + r["b"]), token_starts(r["a"] + r["b"], scheme), len(str(r["a"] + r["b"]))) for r in same]
     most = sorted(carries(r["a"], r["b"]) for r in rows)[len(rows)//2]
     return {"n": len(rows), "accuracy": right(rows), "match": right(match), "mismatch": right(other), "n match": len(match), "n mismatch": len(other),
+            "match, equal addends": right([r for r in match if even(r)]), "match, unequal addends": right([r for r in match if not even(r)]),
+            "mismatch, equal addends": right([r for r in other if even(r)]), "mismatch, unequal addends": right([r for r in other if not even(r)]),
             "no answer": mean([given(r) is None for r in rows]), "wrong length": mean([len(str(given(r))) != len(str(r["a"] + r["b"])) for r in wrong]),
             "n right length": len(same), "one digit wrong": mean([len(p) == 1 for p, _, _ in places]),
             "errors at token starts": mean([i in starts for p, starts, _ in places for i in p]),
@@ -302,11 +305,11 @@ def encode_problems(
         ids[at, :p.shape[1]], targets[at, n - 1:p.shape[1] - 1], start[at] = p, p[:, n:], n
     return {"ids": torch.from_numpy(ids), "targets": torch.from_numpy(targets), "start": torch.from_numpy(start)}
 
-# %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #c7b6601e
+# %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #c6ae2fe7
 def train_adder(
     layout:Layout,
     *, k:int=2,                             # Digits of a group, at most
-    lengths:tuple[int, int]=(2, 4),         # Digits of an addend
+    lengths:tuple[int, int]=(2, 3),         # Digits of an addend, from and to
     steps:int=1600, rows:int=64,            # Updates; problems a step
     dim:int=64, layers:int=2, heads:int=4, lr:float=1e-2, seed:int=0,
     tests:Sequence[tuple[int, int]]=(), points:int=8 # Measure on these problems, so often
@@ -346,18 +349,20 @@ def answer_problems(
             rows.append(dict(a=a, b=b, answer=int(text) if text.isdigit() else None))
     return rows
 
-# %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #6c2d5cfd
+# %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #8bd3ebc5
+PARTS = tuple(f"{answer}, {addends} addends" for answer in ("match", "mismatch") for addends in ("equal", "unequal"))
+
 @claim("tokenization-counts", text="Digits grouped from the right are added better than digits grouped from the left", source="Section 3, Figure 1",
        metric="exact sums (share), half of them with length mismatch", baseline="left to right, twos", method="right to left, twos",
-       setting="a decoder of 2 layers and width 64 trained from nothing on 102,400 sums of addends of 2 to 4 digits, groups of 2 (paper: prompts to GPT-3.5 and GPT-4, 7 to 9 digits, groups of 3; no training)", margin=.1)
+       setting="a decoder of 2 layers and width 64 trained from nothing on 102,400 sums of addends of 2 and 3 digits, groups of 2 (paper: prompts to GPT-3.5 and GPT-4, 7 to 9 digits, groups of 3; no training)", margin=.1)
 def measure_addition(seed:int)->dict[str, float]:
     "Accuracy, learning curve and errors of the three cuts."
-    values, tests = {}, balanced_problems(720, 2, 4, seed=seed)
+    values, tests = {}, balanced_problems(720, 2, 3, seed=seed)
     for name in ("left to right", "right to left", "single digits"):
         layout = layouts(2)[name]
         lm, curve = train_adder(layout, seed=seed, tests=tests)
         report = error_report(answer_problems(lm, tests, layout), layout.question)
-        values |= {f"{name}, {key}": report[key] for key in ("accuracy", "match", "mismatch", "few carries", "many carries")}
+        values |= {f"{name}, {key}": report[key] for key in ("accuracy", "match", "mismatch", *PARTS, "few carries", "many carries")}
         values |= {f"{name}, {key}": (0. if report[key] != report[key] else report[key]) for key in ("wrong length", "errors at token starts", "starts by chance")}
         values |= {f"{name}, {part} after {n}": v for n, pair in curve.items() for part, v in zip(("match", "mismatch"), pair)}
     return {"baseline": values["left to right, accuracy"], "method": values["right to left, accuracy"]} | values
