@@ -264,7 +264,7 @@ def words(ctx)->tuple[str, ...]:
     "The words that have led to this group."
     return (*words(ctx.parent), ctx.info_name) if ctx.parent else ()
 
-# %% ../nbs/00_foundations/10_cli.ipynb #95e232b8
+# %% ../nbs/00_foundations/10_cli.ipynb #8a88f8ef
 class Commands(TyperGroup):
     "A group whose commands are found in the registry when they are asked for."
     def table(self, ctx)->dict[tuple[str, ...], Entry]: # By the words that follow those of the group
@@ -279,8 +279,9 @@ class Commands(TyperGroup):
         return Commands(name=name, help=f"Commands that begin with {name}.", no_args_is_help=True, rich_markup_mode=None, context_settings=SETTINGS) if below else None
 
     def resolve_command(self, ctx, args:list[str]): # Here the module is imported
-        entry = self.table(ctx).get((args[0],))
-        if entry: return args[0], built(entry, debug=bool(ctx.find_root().params.get("traceback"))), args[1:]
+        table = self.table(ctx)
+        longest = max((w for w in table if (w[0],) in table and tuple(args[:len(w)]) == w), key=len, default=None)   # `compare mixers` before `compare`
+        if longest: return " ".join(longest), built(table[longest], debug=bool(ctx.find_root().params.get("traceback"))), args[len(longest):]
         if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing: ctx.fail(unknown(args[0], words(ctx), [" ".join(w) for w in known()]))
         return super().resolve_command(ctx, args)
 
