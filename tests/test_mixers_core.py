@@ -181,3 +181,10 @@ def test_a_name_is_given_once():
     with pytest.raises(ValueError, match="already"): mixer("pooling", cost="T")(type("Other", (), {"__module__": "elsewhere"}))
     with pytest.raises(ValueError, match="symmetry is one of"): mixer("new", cost="T", symmetry="mirror")
     assert isinstance(MIXERS, Registry) and set(BASELINES) <= set(MIXERS)
+
+
+def test_losses_of_the_layers_are_added():
+    class Costly(Pooling):
+        def mix(self, x, positions, pad, state): self.losses = {"cost": torch.tensor(1.5)}; return super().mix(x, positions, pad, state)
+    lm = LM(LMConfig(9, dim=8, n_layers=3, n_heads=2), mixer=Costly)
+    assert lm(torch.ones(1, 4, dtype=torch.long)).losses == {"cost": 4.5} and lm(torch.ones(1, 4, dtype=torch.long), layers=range(2)).losses == {"cost": 3.}

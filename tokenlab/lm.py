@@ -434,7 +434,7 @@ def nbytes(self:Cache)->int:
     states = [t for s in self.store.state for t in s.values() if isinstance(t, Tensor)]
     return sum(t.numel()*t.element_size() for t in [*self.store.k, *self.store.v, *states] if t is not None)
 
-# %% ../nbs/00_foundations/03_lm.ipynb #24351b7f
+# %% ../nbs/00_foundations/03_lm.ipynb #cf3c7559
 class LM(nn.Module):
     "A Llama-family causal language model; `mixer` replaces the attention of every block, `seed` fixes the initial weights."
     can_embed = can_layers = True
@@ -458,7 +458,7 @@ class LM(nn.Module):
         blocks, losses = list(self.blocks), {}
         for i in layers:
             x = blocks[i](x, cache=None if cache is None else cache[i], positions=positions, mask=full if windowed is full or not self.has_window(i) else windowed)
-            if not isinstance(blocks[i].mixer, Attention): losses |= getattr(blocks[i].mixer, "losses", {})
+            if not isinstance(blocks[i].mixer, Attention): losses |= {k: losses.get(k, 0.) + v for k, v in getattr(blocks[i].mixer, "losses", {}).items()}   # summed over layers
         if cache is not None: cache.advance(counts)
         return LMOutput(self.logits(x) if self.config.n_layers - 1 in layers else None, x, losses)
 
