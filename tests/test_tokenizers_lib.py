@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from tokenlab.tokenizers.core import Tokenizer
-from tokenlab.tokenizers.lib import Lexicon, Race, description_length, lib_documents, train_lib, unit_tokenizer
+from tokenlab.tokenizers.lib import Lexicon, Race, boundary_scores, description_length, lib_documents, train_lib, unit_tokenizer
 from tokenlab.tokenizers.merge_free import MergeFree
 
 RHYME = "thecatsatonthemat thedogsatonthecat thecatranfromthedog thedogranafterthecat thematisred thecatisfat thedogisfat afterthecatthedog".split()
@@ -70,6 +70,39 @@ def test_race_branches():
     assert lexicon.loses(Race(0, ["th", "e", "cat"], ["the", "cat"]))        # units
     assert lexicon.loses(Race(0, ["the", ""], ["th", "e", "c", "a"]))        # unknown characters
     assert not lexicon.loses(Race(0, ["the"], ["th", ""]))
+
+
+def by_hand(order, unit, depth):
+    "All ways to cut in two, the best by ranks, as the authors choose."
+    if depth == 0: return [unit]
+    ways = sorted((order.index(a), order.index(b), a, b) for a, b in ((unit[:i], unit[i:]) for i in range(1, len(unit))) if a in order and b in order)
+    own = order.index(unit) if unit in order else len(order)
+    if not ways or max(ways[0][:2]) >= own: return [unit]
+    return by_hand(order, ways[0][2], depth - 1) + by_hand(order, ways[0][3], depth - 1)
+
+@given(st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=30, unique=True), st.text("abc", min_size=1, max_size=9), st.integers(0, 3))
+@settings(deadline=None)
+def test_decompose(units, text, depth):
+    lexicon = Lexicon(units)
+    for unit in [*units, text]: assert lexicon.decompose(unit, depth=depth) == by_hand(units, unit, depth)
+    whole, i = lexicon.segment(text), 0
+    for part in whole:
+        longest = max((u for u in units if text.startswith(u, i)), key=len, default=text[i])
+        assert part == longest
+        i += len(part)
+    assert i == len(text) and lexicon.segment(text, decompose=True) == [p for u in whole for p in by_hand(units, u, 2)]
+
+
+@given(st.lists(st.tuples(st.text("ab", max_size=8), st.sets(st.integers(1, 7)), st.sets(st.integers(1, 7))), max_size=5))
+def test_boundary_scores(rows):
+    cut = lambda text, places: [text[a:b] for a, b in zip([0, *sorted(places)], [*sorted(places), len(text)])]
+    rows = [(t, {i for i in f if i < len(t)}, {i for i in w if i < len(t)}) for t, f, w in rows]
+    kinds = [(i in f, i in w) for t, f, w in rows for i in range(1, len(t))]
+    hit, made, true = kinds.count((True, True)), sum(a for a, _ in kinds), sum(b for _, b in kinds)
+    got = boundary_scores([cut(t, f) for t, f, _ in rows], [cut(t, w) for t, _, w in rows])
+    precision, recall = hit/made if made else 1., hit/true if true else 1.
+    assert (got["precision"], got["recall"]) == (precision, recall)
+    assert math.isclose(got["f1"], 2*precision*recall/(precision + recall) if hit else float(not made and not true))
 
 
 def test_lives():
