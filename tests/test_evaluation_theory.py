@@ -59,6 +59,13 @@ def test_encoders_against_naive_ones():
         ids = few.encode(text)
         assert few.decode(ids) == text and len(ids) == fewest_count(tokens, text)
 
+@pytest.mark.parametrize("rule", ["greedy", "fewest"])
+def test_text_beyond_ascii(rule):
+    text = "añadir año ñandú: 東京都 東京 🙂🙂 año"
+    tok = lzw_tokenizer(text, 40, rule=rule)
+    assert tok.decode(tok.encode(text*3)) == text*3 and len(tok.encode(text)) < len(text)
+    assert 0 < unigram_rate(tok, text*4, split=False) < math.log2(40)
+
 def test_reading_on_is_greedy():
     rng = np.random.default_rng(3)
     for _ in range(20):
@@ -156,7 +163,8 @@ def test_bad_sources(P, said):
 def test_bad_input():
     with pytest.raises(ValueError, match="twice"): DictionaryTokenizer(["0", "0"])
     with pytest.raises(ValueError, match="greedy or fewest"): DictionaryTokenizer(["0"], rule="best")
-    with pytest.raises(ValueError, match="add the character"): DictionaryTokenizer(["0", "1", "é"]).encode("0é")
+    with pytest.raises(ValueError, match="'2' is no token: add it"): DictionaryTokenizer(["0", "1", "é"]).encode("0é2")
+    with pytest.raises(ValueError, match="no text"): lzw_tokenizer("", 5)
     with pytest.raises(ValueError, match="greedy encoder"): token_law(bpe_tokenizer("0011", 3), switching(.5, .5))
     with pytest.raises(ValueError, match="two halves"): unigram_rate(DictionaryTokenizer("01"), "0")
     with pytest.raises(ValueError, match="must be tokens"): lzw_tokenizer("0123", 3)

@@ -27,12 +27,12 @@ __all__ = ['STEPS', 'SOURCE', 'entropy', 'MarkovSource', 'switching', 'random_so
            'drifting', 'run_dictionary', 'markov_batches', 'lm_rate', 'PlacedLM', 'train_on', 'claim_tokenizers',
            'measure_theory']
 
-# %% ../../nbs/02_evaluation/13_theory.ipynb #1d52bfe5
+# %% ../../nbs/02_evaluation/13_theory.ipynb #b8bf12df
 def entropy(law)->float:
     "Entropy of a law in bits."
     p = np.asarray(law, dtype=float).ravel()
     p = p[p > 0]
-    return float(-(p*np.log2(p)).sum())
+    return max(0., float(-(p*np.log2(p)).sum()))
 
 class MarkovSource:
     "A stationary Markov chain of order k over single-digit symbols."
@@ -124,7 +124,7 @@ def sample(self:MarkovSource,
     start = rng.choice(len(self.P), p=self.stationary()/self.stationary().sum())
     return (walk(self.P.cumsum(1), start, rng.random(n)) + ord("0")).tobytes().decode()
 
-# %% ../../nbs/02_evaluation/13_theory.ipynb #340b1072
+# %% ../../nbs/02_evaluation/13_theory.ipynb #57911275
 class DictionaryTokenizer(Tokenizer):
     "A dictionary with an encoder that looks at nothing else."
     def __init__(self,
@@ -136,13 +136,12 @@ class DictionaryTokenizer(Tokenizer):
         super().__init__([t.encode() for t in tokens])
         if len(set(self.tokens)) < len(self.tokens): raise ValueError("a token stands twice in the dictionary")
         trie = ByteTrie((t, i) for i, t in enumerate(self.tokens))
-        self.rule, self._trie, self._single = rule, (trie.first, trie.byte, trie.target, trie.token), {t[0] for t in self.tokens if len(t) == 1}
+        self.rule, self._trie, self._single = rule, (trie.first, trie.byte, trie.target, trie.token), {t for t in tokens if len(t) == 1}
 
     def ordinary(self, text:str)->list[int]:
         "Ids of a text, by the rule."
-        raw = as_bytes(text)
-        if unknown := set(raw) - self._single: raise ValueError(f"byte {min(unknown)} ({chr(min(unknown))!r}) is no token: add the character to the dictionary")
-        data = np.frombuffer(raw, dtype=np.uint8)
+        if unknown := set(text) - self._single: raise ValueError(f"the character {min(unknown)!r} is no token: add it to the dictionary")
+        data = np.frombuffer(as_bytes(text), dtype=np.uint8)
         return (greedy(data, *self._trie) if self.rule == "greedy" else fewest(*matches(data, *self._trie), np.zeros(0))).tolist()
 
 def with_rule(tokenizer:Tokenizer, rule:str)->DictionaryTokenizer:
@@ -159,7 +158,7 @@ def block_tokenizer(
     blocks = ["".join(b) for b in itertools.product(source.alphabet, repeat=r)]
     return DictionaryTokenizer([*source.alphabet, *(blocks if r > 1 else [])])
 
-# %% ../../nbs/02_evaluation/13_theory.ipynb #821b76ba
+# %% ../../nbs/02_evaluation/13_theory.ipynb #9410118b
 @implements("theory-of-tokenization")
 def lzw_tokenizer(
     text:str,             # To learn from; read until there are `d` tokens or no text
@@ -168,6 +167,7 @@ def lzw_tokenizer(
     alphabet:str=""       # Characters that must be tokens even if the text lacks them
 )->DictionaryTokenizer:
     "The dictionary that LZW reads off a text."
+    if not text and not alphabet: raise ValueError("no text to learn from: text is empty")
     if d < len(set(text) | set(alphabet)): raise ValueError(f"d={d}: the {len(set(text) | set(alphabet))} characters must be tokens")
     tokens, i = dict.fromkeys(alphabet), 0
     missing = len(set(text) - set(alphabet))         # room that later characters will need
