@@ -121,7 +121,7 @@ class Texts(NamedTuple):
     train:list[str] # To learn from; no test sentence is in it
     test:list[str]  # Parallel: item i has the same content in every language
 
-# %% ../../nbs/02_evaluation/11_token_premiums.ipynb #a4cfae63
+# %% ../../nbs/02_evaluation/11_token_premiums.ipynb #00a0ecbe
 MANUALS = ("en", "es", "fr", "ja", "ko", "pt-br", "uk", "zh-cn") # 2 MB of text and more
 
 @lru_cache(1)
@@ -130,8 +130,7 @@ def manual_pages()->dict[str, dict[tuple[str, str], str]]: # language -> (file, 
     from tokenlab.corpora import MIRRORED, data_file, rows
     normal = partial(unicodedata.normalize, "NFC")
     pages = {language: {(r["file"], r["en"]): normal(r["text"]) for r in rows(data_file(MIRRORED[f"pydocs-{language}"]))} for language in MANUALS[1:]}
-    english = {key: normal(key[1]) for part in pages.values() for key in part}
-    return {"en": english} | pages
+    return {"en": {key: normal(key[1]) for key in pages["zh-cn"]}} | pages
 
 def manuals(
     *,
@@ -144,9 +143,12 @@ def manuals(
     pages = manual_pages()
     common = set.intersection(*(set(part) for part in pages.values()))
     test = sorted(key for key in common if position(key[0]) < share)
-    held, test = {en for _, en in test}, [key for key in test if tested is None or tested(key[0])]
-    def train(part): return [part[key] for key in sorted(part, key=lambda key: (position(key[0]), key)) if key[1] not in held and position(key[0]) >= share and (inside is None or inside(key[0]))]
-    return {language: Texts(train(part), [part[key] for key in test]) for language, part in pages.items()}
+    english, chosen = {en for _, en in test}, [key for key in test if tested is None or tested(key[0])]
+    def train(part):
+        held = {part[key] for key in test}
+        order = sorted((position(key[0]), key) for key in part if inside is None or inside(key[0]))
+        return [part[key] for place, key in order if place >= share and key[1] not in english and part[key] not in held]
+    return {language: Texts(train(part), [part[key] for key in chosen]) for language, part in pages.items()}
 
 # %% ../../nbs/02_evaluation/11_token_premiums.ipynb #d626ac1c
 def declarations(
@@ -371,7 +373,7 @@ class Study:
     sizes:dict[str, int]    # Language -> vocabulary size read off it
     fitted:dict[str, int]   # Language -> tokens of the tokenizer trained at that size
 
-# %% ../../nbs/02_evaluation/11_token_premiums.ipynb #1b24b03a
+# %% ../../nbs/02_evaluation/11_token_premiums.ipynb #77a19c81
 def premium_study(
     texts:Mapping[str, Texts],   # Language -> text; the test sentences are parallel
     sizes:Sequence[int],         # Vocabulary sizes of the curve
@@ -387,6 +389,8 @@ def premium_study(
     if reference not in texts: raise ValueError(f"no language {reference!r}: the reference is one of {', '.join(sorted(texts)[:30])}")
     plain = measure_sizes(texts, sizes)
     counts = pd.concat([plain, *(measure_sizes(texts, [level], method=m) for m in methods if m != "BPE")], ignore_index=True)
+    few = [k for k, part in plain.groupby("language", sort=False) if part["size"].nunique() < 2 + floor]
+    if few: raise ValueError(f"{', '.join(few)}: the text gives no vocabularies of different sizes; give more text, or smaller sizes than {list(sizes)}")
     curves = {k: fit_curve(part["size"], part.tokens, floor=floor) for k, part in plain.groupby("language", sort=False)}
     target = float(np.exp(np.mean(np.log(list(counts_at(plain, level).values())))))
     chosen = optimal_sizes(curves, target, limits=(min(sizes), max(sizes)))
