@@ -15,9 +15,9 @@ from ..registry import command
 __all__ = ['METHODS', 'missing', 'make', 'fitting', 'one_run', 'run_all', 'survival', 'table', 'read_prompts_file', 'held_out',
            'open_model', 'same_tokenizer', 'bench', 'draw']
 
-# %% ../../nbs/09_speculative/30_bench.ipynb #f9719b40
+# %% ../../nbs/09_speculative/30_bench.ipynb #e3576646
 METHODS = {  # name: (module, class, arguments, needs, acceptance rule for sampling)
-    "draft": ("speculate", "ModelDrafter", dict(length=3), "draft", None),
+    "draft": ("speculate", "ModelDrafter", dict(length=4), "draft", None),
     "draft, PyTorch": ("speculate", "ModelDrafter", dict(length=3, fuse=False), "draft", None),
     "draft tree": ("speculate", "ModelDrafter", dict(branching=(3, 2, 1)), "draft tree", None),
     "spectr": ("spectr", "PathDrafter", dict(paths=3, length=3), "draft tree", "accept_kseq"),
