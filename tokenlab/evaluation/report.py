@@ -183,18 +183,19 @@ def ranking_figure(found:Report):
     for ax in np.ravel(axes)[len(names):]: ax.axis("off")
     return fig
 
-# %% ../../nbs/02_evaluation/02_report.ipynb #94da3a13
+# %% ../../nbs/02_evaluation/02_report.ipynb #4d52c380
 def pareto_figure(found:Report):
     "Vocabulary size against bytes per token, and the front of those that nobody beats."
     fig, ax = plots.subplots(height=3.4)
     size, rate = found.table["vocabulary"].astype(float), found.table["bytes per token"]
-    for name, color in color_of(found.table).items():
+    for i, (name, color) in enumerate(color_of(found.table).items()):
         ax.plot(size[name], rate[name], "o", color=color, markersize=8)
-        ax.annotate(name, (size[name], rate[name]), xytext=(7, 4), textcoords="offset points")
+        ax.annotate(name, (size[name], rate[name]), xytext=(7, -11 if i % 2 else 5), textcoords="offset points")
     front = [n for n in size.sort_values().index if not any((size[m] <= size[n]) & (rate[m] > rate[n]) | (size[m] < size[n]) & (rate[m] >= rate[n]) for m in size.index)]
     ax.step(size[front], rate[front], where="post", color="#888888", lw=1, zorder=0)
     ax.set_xscale("log", base=2); ax.margins(x=.15, y=.15)
-    ax.set_xticks(sorted(set(size)), [f"{v:,.0f}" for v in sorted(set(size))], rotation=30, ha="right"); ax.minorticks_off()
+    ticks = [v for i, v in enumerate(sorted(set(size))) if not i or v > 1.2*sorted(set(size))[i - 1]]
+    ax.set_xticks(ticks, [f"{v:,.0f}" for v in ticks]); ax.minorticks_off()
     ax.set(xlabel="vocabulary (tokens)", ylabel="bytes per token", title="Vocabulary against compression; the line is the front")
     return fig
 
