@@ -78,7 +78,7 @@ def check_cached(factory:Callable, *, dim:int=16, seq_len:int=64, tol:float=2e-4
         cache.restore(moment)
         same(run_cached(m, x[:, T-4:], [3, 1], cache), whole[:, T-4:], "after restoring a snapshot", tol)
 
-# %% ../../nbs/04_mixers/02_checks.ipynb #6d7400fb
+# %% ../../nbs/04_mixers/02_checks.ipynb #b21dcffd
 def check_ragged(factory:Callable, causal:bool, *, dim:int=16, seq_len:int=64, tol:float=2e-4):
     "Padding changes nothing, in one call and in a cache that goes on from rows of different lengths."
     m, lengths, T = made(factory, causal, dim=dim, seq_len=seq_len), (23, 9, 1), 23
@@ -91,25 +91,25 @@ def check_ragged(factory:Callable, causal:bool, *, dim:int=16, seq_len:int=64, t
     if causal: ragged_decoding(factory, seq_len, dim, tol)
 
 def ragged_decoding(factory:Callable, seq_len:int, dim:int, tol:float=2e-4):
-    "A model with this mixer goes on from a ragged batch as from each row alone."
-    lm = small_lm(factory, dim, seq_len)
-    ids, lengths = torch.randint(2, 40, (3, 20), generator=torch.Generator().manual_seed(2)), (16, 7, 1)
-    padded = torch.stack([torch.cat([r[:n], torch.full((16 - n,), -1)]) for r, n in zip(ids, lengths)])
+    "A model with this mixer goes on from a ragged batch, with a ragged block and with single tokens, as from each row alone."
+    lm, done = small_lm(factory, dim, seq_len), [0, 0, 0]
+    ids = torch.randint(2, 40, (3, 22), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        cache = lm.new_cache(3)
-        first = lm(padded, cache=cache).logits
-        then = torch.cat([lm(torch.stack([r[n+i:n+i+1] for r, n in zip(ids, lengths)]), cache=cache).logits for i in range(3)], 1)
-        for b, n in enumerate(lengths):
-            alone = lm(ids[b:b+1, :n+3]).logits[0]
-            same(first[b, :n], alone[:n], f"a ragged prompt of {n} tokens", tol); same(then[b], alone[n:], f"decoding on from a ragged prompt of {n} tokens", tol)
+        cache, alone = lm.new_cache(3), [lm(row[None]).logits[0] for row in ids]
+        for counts in ((16, 7, 1), (3, 1, 2), (1, 1, 1), (1, 1, 1)):
+            block = torch.stack([torch.cat([row[d:d+n], torch.full((max(counts) - n,), -1)]) for row, d, n in zip(ids, done, counts)])
+            out = lm(block, cache=cache).logits
+            for b, (d, n) in enumerate(zip(done, counts)): same(out[b, :n], alone[b][d:d+n], f"{n} tokens decoded after {d} in a ragged batch", tol)
+            done = [d + n for d, n in zip(done, counts)]
 
-# %% ../../nbs/04_mixers/02_checks.ipynb #535b025b
+# %% ../../nbs/04_mixers/02_checks.ipynb #a9d161e2
 def small_lm(factory:Callable, dim:int=16, seq_len:int=64)->LM:
     "A language model of two layers with this mixer, weights from a seed."
     lm = LM(LMConfig(40, dim=dim, n_layers=2, n_heads=2, max_len=seq_len), mixer=factory, seed=3).eval()
-    with torch.no_grad():
-        for p in lm.parameters():
-            if p.requires_grad and p.ndim: p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))*.05)
+    rng = torch.Generator().manual_seed(4)
+    with torch.no_grad():                          # weights of full size: the small ones that training starts from would hide a wrong state
+        for m in lm.modules():
+            if isinstance(m, (nn.Linear, nn.Embedding)): m.weight.copy_(torch.randn(m.weight.shape, generator=rng)*m.weight.shape[-1]**-.5)
     return lm
 
 def check_packed(factory:Callable, *, dim:int=16, seq_len:int=64, tol:float=2e-4):
