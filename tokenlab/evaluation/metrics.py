@@ -171,27 +171,35 @@ def metric(name:str, *, better:str="", about:str, share:bool=False)->Callable: #
         return function
     return mark
 
-# %% ../../nbs/02_evaluation/01_metrics.ipynb #b17787c3
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #15be73a7
 def over(a:float, b:float)->float:
     "a/b, NaN where b is nothing."
     return a/b if b else float("nan")
 
 @metric("bytes per token", better="higher", about="UTF-8 bytes of text for each token: how far the text is compressed.")
-def bytes_a_token(cuts:Cuts)->float: return over(cuts.size, len(cuts.ids))
+def bytes_a_token(cuts:Cuts)->float:
+    "Bytes of the given text over tokens."
+    return over(cuts.size, len(cuts.ids))
 
 @metric("characters per token", better="higher", about="Characters (code points) of text for each token.")
-def chars_a_token(cuts:Cuts)->float: return over(cuts.chars, len(cuts.ids))
+def chars_a_token(cuts:Cuts)->float:
+    "Characters of the given text over tokens."
+    return over(cuts.chars, len(cuts.ids))
 
-# %% ../../nbs/02_evaluation/01_metrics.ipynb #c4a04a60
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #2dd7c7f2
 def mean(x:np.ndarray)->float:
     "The mean, NaN of nothing."
     return float(x.mean()) if len(x) else float("nan")
 
 @metric("fertility", better="lower", about="Tokens that touch a word, on average (words as in Unicode Annex 29; scripts without spaces have none): 1 if no word is cut.")
-def fertility(cuts:Cuts)->float: return 1 + mean(cuts_inside(cuts.begins, cuts.source.spans(WORD)))
+def fertility(cuts:Cuts)->float:
+    "One more than the cuts inside a word, on average."
+    return 1 + mean(cuts_inside(cuts.begins, cuts.source.spans(WORD)))
 
 @metric("words cut", better="lower", about="Share of the words that are more than one token.", share=True)
-def words_cut(cuts:Cuts)->float: return mean(cuts_inside(cuts.begins, cuts.source.spans(WORD)) > 0)
+def words_cut(cuts:Cuts)->float:
+    "Share of the words with a cut inside."
+    return mean(cuts_inside(cuts.begins, cuts.source.spans(WORD)) > 0)
 
 # %% ../../nbs/02_evaluation/01_metrics.ipynb #bc6439af
 def renyi_efficiency(
@@ -214,9 +222,11 @@ def refuse(size:int, seen:int):
     "More tokens than the vocabulary holds."
     raise ValueError(f"vocab_size={size}, but {seen} different tokens occur, and two at least are needed")
 
-# %% ../../nbs/02_evaluation/01_metrics.ipynb #8cc2bafc
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #03de5011
 @metric("Rényi efficiency", better="higher", about="How evenly the tokens that occur are used, at order 2.5 (Zouhar et al. 2023): 1 if all are equally frequent.")
-def renyi(cuts:Cuts)->float: return renyi_efficiency(cuts.counts)
+def renyi(cuts:Cuts)->float:
+    "Rényi efficiency of the tokens that occur."
+    return renyi_efficiency(cuts.counts)
 
 def ordinary(tokenizer:Tokenizer)->np.ndarray: # (V,) bool
     "Which tokens are not special."
@@ -225,7 +235,9 @@ def ordinary(tokenizer:Tokenizer)->np.ndarray: # (V,) bool
     return keep
 
 @metric("unused vocabulary", better="lower", about="Share of the ordinary tokens that do not occur in the text; only a text that is large beside the vocabulary can use it.", share=True)
-def unused(cuts:Cuts)->float: return mean(cuts.counts[ordinary(cuts.tokenizer)] == 0)
+def unused(cuts:Cuts)->float:
+    "Share of the ordinary tokens that do not occur."
+    return mean(cuts.counts[ordinary(cuts.tokenizer)] == 0)
 
 # %% ../../nbs/02_evaluation/01_metrics.ipynb #0f78ed32
 TRAITS:WeakKeyDictionary = WeakKeyDictionary()
@@ -246,38 +258,47 @@ def unknown_ids(tokenizer:Tokenizer)->list[int]:
     found = [getattr(tokenizer, name, None) for name in ("unk_id", "_unk")] # of Unigram; of WordPiece and SentencePiece BPE
     return [int(i) for i in found if i is not None and i >= 0]
 
-# %% ../../nbs/02_evaluation/01_metrics.ipynb #2d9707cf
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #72104eda
 @metric("byte fallback", better="lower", about="Share of the tokens that are one byte of a longer character.", share=True)
-def byte_share(cuts:Cuts)->float: return over(cuts.counts[traits(cuts.tokenizer)["byte"]].sum(), len(cuts.ids))
+def byte_share(cuts:Cuts)->float:
+    "Share of the tokens that are a piece of a character."
+    return over(cuts.counts[traits(cuts.tokenizer)["byte"]].sum(), len(cuts.ids))
 
 @metric("unknown", better="lower", about="Share of the tokens that stand for text the vocabulary cannot spell: that text is lost.", share=True)
-def unknown_share(cuts:Cuts)->float: return over(cuts.counts[traits(cuts.tokenizer)["unknown"]].sum(), len(cuts.ids))
+def unknown_share(cuts:Cuts)->float:
+    "Share of the tokens that are the unknown token."
+    return over(cuts.counts[traits(cuts.tokenizer)["unknown"]].sum(), len(cuts.ids))
 
-# %% ../../nbs/02_evaluation/01_metrics.ipynb #af684d45
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #0f773a9e
 LENGTHS = ("2", "3", "4", "5", "6+")
 
 @metric("numbers cut", better="lower", about="Share of the strings of two and more digits (0-9) that are more than one token; some models are made to read single digits, and then it is all of them.", share=True)
 def numbers_cut(cuts:Cuts)->dict[str, float]: # "": all; and by the number of digits
+    "Share of the numbers with a cut inside, by length."
     spans = cuts.source.spans(NUMBER)
     length = spans[:, 1] - spans[:, 0]
     cut = cuts_inside(cuts.begins, spans) > 0
     found = {name: mean(cut[length >= 6 if name == "6+" else length == int(name)]) for name in LENGTHS}
     return {"": mean(cut[length >= 2])} | {f"{k} digits": v for k, v in found.items()}
 
-# %% ../../nbs/02_evaluation/01_metrics.ipynb #fec586ed
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #b517c54a
 @metric("blank tokens", better="lower", about="Share of the tokens that are nothing but white space.", share=True)
-def blank_share(cuts:Cuts)->float: return over(cuts.counts[traits(cuts.tokenizer)["blank"]].sum(), len(cuts.ids))
+def blank_share(cuts:Cuts)->float:
+    "Share of the tokens that are white space."
+    return over(cuts.counts[traits(cuts.tokenizer)["blank"]].sum(), len(cuts.ids))
 
 @metric("tokens per indentation", better="lower", about="Tokens wholly inside the white space at the beginning of a line, for each line that has some.")
 def indentation(cuts:Cuts)->float:
+    "Tokens inside an indentation, on average."
     spans = cuts.source.spans(INDENT)
     first, last = (np.searchsorted(cuts.begins, spans[:, k], "left") for k in (0, 1))
     beyond = (last > first) & (cuts.ends[np.maximum(last - 1, 0)] > spans[:, 1])
     return mean(last - first - beyond)
 
-# %% ../../nbs/02_evaluation/01_metrics.ipynb #c562d0b9
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #209bd425
 @metric("MB/s", better="higher", about="Megabytes of text encoded in a second by one thread, warm, on this machine.")
 def speed(cuts:Cuts)->float:
+    "Speed of `encode_batch` on the beginning of the texts."
     from tokenlab.tokenizers.comparison import megabytes_per_second
     some, size = [], 0
     for text in cuts.texts:

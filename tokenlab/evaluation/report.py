@@ -18,8 +18,8 @@ if TYPE_CHECKING: from pandas import DataFrame
 
 # %% auto #0
 __all__ = ['BARS', 'named_tokenizers', 'short_name', 'parallel_texts', 'premium_rows', 'Report', 'report', 'color_of',
-           'ranking_figure', 'pareto_figure', 'numbers_figure', 'premium_map', 'verdicts', 'percent', 'report_html',
-           'tidy', 'tokenizer_report', 'report_section']
+           'ranking_figure', 'pareto_figure', 'numbers_figure', 'morpheme_figure', 'premium_map', 'verdicts', 'percent',
+           'report_html', 'tidy', 'tokenizer_report', 'report_section']
 
 # %% ../../nbs/02_evaluation/02_report.ipynb #4bc5c6d8
 def named_tokenizers(tokenizers)->dict[str, Tokenizer]:
@@ -55,7 +55,7 @@ def parallel_texts(source, *, languages:Sequence[str]|None=None)->dict[str, list
     if empty := [k for k, v in found.items() if not any(t.strip() for t in v)]: raise ValueError(f"no text in {', '.join(empty)}: leave the language out, or give its text")
     return found
 
-# %% ../../nbs/02_evaluation/02_report.ipynb #bf1a0cdc
+# %% ../../nbs/02_evaluation/02_report.ipynb #b18a49cc
 def read_parallel(source:str|Path)->dict[str, list[str]]:
     "Parallel text from a known name, a table or a folder."
     from tokenlab.corpora import parallel, rows
@@ -74,7 +74,9 @@ def read_parallel(source:str|Path)->dict[str, list[str]]:
     if not table or not all(isinstance(r, dict) for r in table): raise ValueError(f"{path} has no rows: give a column for each language and a row for each text")
     return {k: [as_cell(r.get(k)) for r in table] for k in table[0] if k is not None}
 
-def as_cell(value)->str: return value if isinstance(value, str) else ""
+def as_cell(value)->str:
+    "A cell of a table; what is no text is empty."
+    return value if isinstance(value, str) else ""
 
 # %% ../../nbs/02_evaluation/02_report.ipynb #7a46d447
 def premium_rows(cuts:Mapping[str, Cuts], reference:str)->list[dict]: # language, texts, tokens, bytes per token, premium, byte premium
@@ -208,6 +210,15 @@ def numbers_figure(found:Report):
     ax.set(xlabel="digits of the number", ylabel="numbers cut (%)", ylim=(-4, 104)); ax.legend(ncols=3)
     return fig
 
+# %% ../../nbs/02_evaluation/02_report.ipynb #2aeb7d29
+def morpheme_figure(found:Report):
+    "Precision, recall and F1 of the cuts inside words; None without gold lists."
+    columns = [c for c in found.table if c.startswith("morphemes ")]
+    if not columns: return None
+    fig, ax = plots.subplots(height=1.4 + .35*len(found.table))
+    plots.heat(ax, 100*found.table[columns].astype(float).values.round(3), rows=list(found.table.index), columns=[c.removeprefix("morphemes ") for c in columns], label="%", write=True)
+    return fig
+
 # %% ../../nbs/02_evaluation/02_report.ipynb #7f44b33d
 def premium_map(found:Report)->str: # HTML
     "Premiums of all languages as coloured cells, the dearest first."
@@ -248,7 +259,7 @@ def report_html(found:Report, *, title:str="Which tokenizer suits this text?")->
             f"<style>{STYLE} .numbers b {{font-size:1.35rem}}</style></head><body><main><header><h1>{html.escape(title)}</h1>"
             f'<div>{len(found.table)} tokenizers, measured by tokenlab {__version__}. First on each measure:</div><div class="numbers">{top}</div></header>{body}</main></body></html>')
 
-# %% ../../nbs/02_evaluation/02_report.ipynb #767b94e2
+# %% ../../nbs/02_evaluation/02_report.ipynb #3517781d
 def sections_of(found:Report)->list[tuple[str, str]]:
     "The parts of the page: (name, HTML)."
     figure = lambda fig, alt: plots.figure_html(fig, alt=alt) if fig is not None else ""
@@ -257,6 +268,7 @@ def sections_of(found:Report)->list[tuple[str, str]]:
     out.append(("How they cut", "".join(f"<h3>{html.escape(title)}</h3>" + "".join(f"<p style='margin:.5rem 0 0'>{html.escape(n)}: {len(p)} tokens</p>{plots.token_html(p)}" for n, p in cut_by.items())
                                         for title, cut_by in found.samples.items())))
     if (fig := numbers_figure(found)) is not None: out.append(("Numbers", figure(fig, "Share of numbers cut by length")))
+    if (fig := morpheme_figure(found)) is not None: out.append(("Morphemes", "<p>Do cuts inside words fall on boundaries of morphemes?</p>" + figure(fig, "Agreement of cuts with morphemes")))
     if len(found.by_text): out.append(("By text", plots.table_html(found.by_text[[c for c in found.by_text if not c.endswith(" digits")]].dropna(axis=1, how="all").round(3))))
     shown = main_columns(found.table).T
     shown = shown.apply(lambda row: row.map(lambda v: percent(row.name, v) if v == v else "–"), axis=1).rename_axis("measure")
