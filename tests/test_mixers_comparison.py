@@ -83,6 +83,7 @@ def test_every_mixer_can_do_every_task_of_its_form():
     for name in MIXERS: assert c.Forecaster(name)(torch.zeros(2, 96)).shape == (2, 24)
 
 
+@pytest.mark.slow
 def test_attention_recalls_and_identity_cannot():
     "Two pairs, a few hundred steps: the task separates what it must."
     work = lambda B, seed: c.associative(B, 2, seed, symbols=4)
@@ -115,5 +116,5 @@ def test_compare_finds_it_and_the_longer_command_wins():
     frame = load_comparison("mixers").run({"tiny": {"train": ["abc "*600], "valid": ["abc "*20]}}, only=["identity"], seeds=(0,), budget=2, progress=False)
     assert frame.error.isna().all() and frame.method.tolist() == ["attention", "identity"]
     run = lambda *args: subprocess.run([sys.executable, "-c", "from tokenlab.cli import main; main()", *args], capture_output=True, text=True)
-    assert "--task" in run("compare", "mixers", "--help").stdout and "{stage}" in run("compare", "--help").stdout
-    assert "Usage: tokenlab compare mixers" in run("compare", "mixers", "--help").stdout
+    told = run("compare", "mixers", "--help").stdout
+    assert "--task" in told and "Usage: tokenlab compare mixers" in told and "{stage}" in run("compare", "--help").stdout
