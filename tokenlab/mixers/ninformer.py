@@ -47,9 +47,10 @@ class MixerBlock(nn.Module):
         x = x + self.token_mlp(tokens.mT).mT
         return x + self.channel_mlp(self.channel_norm(x))
 
-# %% ../../nbs/04_mixers/12_ninformer.ipynb #f3383b7b
+# %% ../../nbs/04_mixers/12_ninformer.ipynb #3c2fc5f0
 KINDS = ("mixer", "none", "channels", "sigmoid")
 
+# %% ../../nbs/04_mixers/12_ninformer.ipynb #91189beb
 @implements("ninformer")
 class MixerGate(nn.Module):
     "The mixer gating unit: a linear projection times an MLP-Mixer block of the same input."
