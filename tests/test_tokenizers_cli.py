@@ -45,6 +45,28 @@ def test_options_reach_the_trainer(folder, capsys):
     assert any(b" " in t.strip() for t in Tokenizer.load(folder/"s.json").tokens[280:])
 
 
+@pytest.mark.parametrize("algorithm", ["bpe", "superbpe", "unigram", "wordpiece", "character"])
+@pytest.mark.filterwarnings("ignore")
+def test_digit_groups_are_learnt_and_kept(algorithm, folder, capsys):
+    (folder/"sums.txt").write_text("".join(f"{i} + 1234567 = {i + 1234567}, as shown\n" for i in range(100000, 100400)))
+    for digits, groups in [("single", ["1", "2", "3", "4", "5", "6", "7"]), ("l2r", ["123", "456", "7"]), ("r2l", ["1", "234", "567"])]:
+        status, _, err = run(f"tokenizer train sums.txt --algorithm {algorithm} --digits {digits} --vocab-size 620 --out d.json", capsys)
+        assert status == 0, err
+        tok = Tokenizer.load(folder/"d.json")
+        numbers = [t for t in tok.tokens if any(48 <= b < 58 for b in t) and t not in tok.special_tokens]
+        assert tok.pattern.digits == digits and max(map(len, numbers)) <= (1 if digits == "single" else 3)
+        ends = {sum(map(len, groups[:i])) for i in range(1, len(groups) + 1)}
+        parts = [tok.decode_bytes([i]) for i in tok.encode("1234567")]
+        assert ends <= {sum(map(len, parts[:i])) for i in range(1, len(parts) + 1)} and b"".join(parts) == b"1234567"
+        assert algorithm != "bpe" or parts == [g.encode() for g in groups]
+
+
+def test_digit_groups_go_with_a_pattern(folder, capsys):
+    run("tokenizer train code.txt --vocab-size 300 --out p.json --pattern o200k --digits r2l", capsys)
+    pattern = Tokenizer.load(folder/"p.json").pattern
+    assert (pattern.pattern, pattern.digits) == ("o200k", "r2l")
+
+
 @pytest.mark.parametrize("line, said", [
     ("tokenizer train code.txt --vocab-size 300 --out x.json --algorithm bqe", "no algorithm 'bqe': choose from bpe"),
     ("tokenizer train code.txt --vocab-size 300 --out x.json --transition .5", "bpe has no option --transition"),
@@ -53,6 +75,9 @@ def test_options_reach_the_trainer(folder, capsys):
     ("tokenizer train code.txt --vocab-size 300 --out code.txt", "code.txt is a file"),
     ("tokenizer train code.txt --vocab-size 300 --out code.txt/x.json", "code.txt is a file"),
     ("tokenizer train code.txt --vocab-size 300 --out x.json --pattern gpt5", "no pattern 'gpt5': choose from gpt2"),
+    ("tokenizer train code.txt --vocab-size 300 --out x.json --digits four", "choose single, l2r, r2l"),
+    ("tokenizer train code.txt --vocab-size 300 --out x.json --digits r2l --algorithm lib", "lib does not cut text by a pattern"),
+    ("tokenizer train code.txt --vocab-size 300 --out x.json --digits r2l --algorithm supertoken", "supertoken does not cut"),
     ("tokenizer train empty.txt --vocab-size 300 --out x.json", "has no text"), ("tokenizer train noise.bin --vocab-size 300 --out x.json", "skipped: 1"),
     ("tokenizer convert noise.bin x.json", "is not JSON"), ("tokenizer convert noise.tiktoken x.json", "line 1"),
     ("tokenizer encode nowhere.json x", "nowhere.json"), ("tokenizer encode lab-bse x", "lab model"),

@@ -13,8 +13,8 @@ from .core import Tokenizer, cut
 
 # %% auto #0
 __all__ = ['ALGORITHMS', 'trainer', 'installed', 'fitting', 'standard_input', 'texts_of', 'checked_out', 'checked_pattern',
-           'tokenizer_train', 'open_tokenizer', 'text_of', 'tokenizer_encode', 'tokenizer_decode', 'ansi_tokens',
-           'shown', 'tokenizer_show', 'tokenizer_convert']
+           'digit_cuts', 'tokenizer_train', 'open_tokenizer', 'text_of', 'tokenizer_encode', 'tokenizer_decode',
+           'ansi_tokens', 'shown', 'tokenizer_show', 'tokenizer_convert']
 
 # %% ../../nbs/01_tokenizers/20_cli.ipynb #d83910f9
 ALGORITHMS = { # name -> (module of tokenlab.tokenizers, function)
@@ -81,7 +81,22 @@ def checked_pattern(pattern:str|None)->str|None:
     if pattern and re.fullmatch(r"\w[\w-]*", pattern) and pattern not in PATTERNS: raise ValueError(f"no pattern {pattern!r}: choose from {', '.join(PATTERNS)}, or give a regular expression")
     return pattern
 
-# %% ../../nbs/01_tokenizers/20_cli.ipynb #c07c8a77
+# %% ../../nbs/01_tokenizers/20_cli.ipynb #e2a6faa9
+def digit_cuts(
+    train:Callable,          # A trainer
+    algorithm:str,           # Its name, for the message
+    digits:str|None,         # "single", "l2r", "r2l", or None: numbers are cut as the pattern does
+    pattern:str|None=None    # Unset: the trainer's own
+)->dict[str, object]:        # Arguments of the trainer
+    "The patterns of a trainer, numbers cut out first."
+    if digits is None: return {}
+    from tokenlab.tokenizers.pretokenize import Pretokenizer
+    own = {name: p.default for name, p in inspect.signature(train).parameters.items() if name.endswith("pattern")}
+    if not own: raise ValueError(f"{algorithm} does not cut text by a pattern, so --digits {digits} cannot apply: leave it out, or choose another algorithm")
+    if pattern: own["pattern"] = pattern
+    return {name: Pretokenizer(p, digits=digits) for name, p in own.items()}
+
+# %% ../../nbs/01_tokenizers/20_cli.ipynb #86da2ca8
 @command("tokenizer train")
 def tokenizer_train(
     files:list[str],                 # Files, folders, quoted globs or built-in corpora; - is the standard input
@@ -91,6 +106,7 @@ def tokenizer_train(
     algorithm:str="bpe",             # bpe, superbpe, supertoken, unigram, wordpiece, lib, domain or character
     special_tokens:list[str]=(),     # Names of special tokens; give the option once for each
     pattern:str|None=None,           # Where text is cut: gpt2, cl100k, o200k, llama3, or a regular expression
+    digits:str|None=None,            # Numbers are cut out of the text first: single digits, l2r or r2l (threes from the left or the right)
     min_frequency:int|None=None,     # Pairs that occur less often are not merged
     max_token_length:int|None=None,  # Bytes of the longest token
     transition:float|None=None,      # superbpe: share of the vocabulary that the first phase learns (0.9 unless given)
@@ -116,11 +132,13 @@ def tokenizer_train(
     An option that the algorithm does not have is refused, with those that it has. Text that is too little for the size gives a smaller vocabulary and a warning.
 
         tokenlab tokenizer train notes/*.md --vocab-size 8192 --out tokenizer.json
+        tokenlab tokenizer train notes/*.md --digits r2l --vocab-size 8192 --out digits.json
         cat *.txt | tokenlab tokenizer train - --algorithm superbpe --transition 0.6 --vocab-size 8192 --out super.json
     """
     train, out = trainer(algorithm), checked_out(Path(out))
     options = fitting(train, algorithm, dict(special_tokens=special_tokens, pattern=checked_pattern(pattern), min_frequency=min_frequency, max_token_length=max_token_length,
                                              transition=transition, max_words=max_words, max_chars=max_chars, epochs=epochs, seed=seed))
+    options |= digit_cuts(train, algorithm, digits, pattern)
     texts = texts_of(files, column)
     made = train(texts, vocab_size, **options, **({"progress": True} if sys.stderr.isatty() and "progress" in inspect.signature(train).parameters else {}))
     path, size, tokens = made.save(out), sum(len(t.encode("utf8", "surrogateescape")) for t in texts), sum(map(len, made.encode_batch(texts)))
