@@ -166,6 +166,12 @@ def test_training(trained, code):
     for token in trained.tokens[256:]: token.decode()  # whole characters
 
 
+def test_documents_in_any_order_and_pieces_from_the_plain_count(trained, code, monkeypatch):
+    assert train_unigram(sorted(code), 1200, special_tokens=["<eos>"]).to_json() == trained.to_json()
+    monkeypatch.setattr("tokenlab.tokenizers.unigram.count_pieces", count_pieces)
+    assert train_unigram(code, 1200, special_tokens=["<eos>"]).to_json() == trained.to_json()
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="too small"): train_unigram(["a"], 100)
     with pytest.raises(ValueError, match="no text"): train_unigram([], 300)

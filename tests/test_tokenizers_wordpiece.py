@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np, pytest, tokenizers
 from hypothesis import given, settings, strategies as st
 from tokenlab.corpora import load, parallel
+from tokenlab.tokenizers.bpe import count_pieces
 from tokenlab.tokenizers.core import BYTE_ORDER, Tokenizer, added_json
 from tokenlab.tokenizers.wordpiece import INSIDE, SPECIAL, WordPiece, from_json, gain, learn_pieces, read_vocab_txt, train_wordpiece
 
@@ -122,7 +123,7 @@ def simple_gain(n, words, pieces, pair):
 def test_merges_by_count_follow_the_library(code):
     "With `count`, the vocabulary of the library's trainer over the same pieces, but for ties."
     texts = [t[:3000] for t in code[:15]]
-    ours = {(INSIDE if i else "") + "".join(map(chr, t)) for t, i in learn_pieces(__import__("tokenlab.tokenizers.bpe", fromlist=["x"]).count_pieces(texts), 900, score="count") if t.isascii()}
+    ours = {(INSIDE if i else "") + "".join(map(chr, t)) for t, i in learn_pieces(count_pieces(texts), 900, score="count") if t.isascii()}
     hf = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     hf.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     hf.train_from_iterator(texts, tokenizers.trainers.WordPieceTrainer(vocab_size=900 - 512 + 150, continuing_subword_prefix=INSIDE, special_tokens=["[UNK]"], show_progress=False))
@@ -165,6 +166,12 @@ def test_greedy_equals_the_definition(trained):
             out.append((INSIDE if at else "") + word[at:end]); at = end
         pieces = [trained.words[i] for i in trained.encode(word)]
         if "_" not in word: assert pieces == out
+
+
+def test_documents_in_any_order_and_pieces_from_the_plain_count(trained, code, monkeypatch):
+    assert train_wordpiece(sorted(code), 1200, special_tokens=["<eos>"]).to_json() == trained.to_json()
+    monkeypatch.setattr("tokenlab.tokenizers.wordpiece.count_pieces", count_pieces)
+    assert train_wordpiece(code, 1200, special_tokens=["<eos>"]).to_json() == trained.to_json()
 
 
 def test_bad_arguments():
