@@ -18,7 +18,7 @@ __all__ = ['SPACELESS', 'WORD', 'NUMBER', 'INDENT', 'METRICS', 'TRAITS', 'LENGTH
            'byte_places', 'Source', 'as_read', 'Cuts', 'cut_texts', 'join_cuts', 'Metric', 'metric', 'over',
            'bytes_a_token', 'chars_a_token', 'mean', 'fertility', 'words_cut', 'renyi_efficiency', 'refuse', 'renyi',
            'ordinary', 'unused', 'traits', 'unknown_ids', 'byte_share', 'unknown_share', 'numbers_cut', 'blank_share',
-           'indentation', 'speed', 'measure', 'gold_morphemes', 'spelt', 'morpheme_agreement']
+           'indentation', 'speed', 'measure', 'read_gold', 'spelt', 'gold_morphemes', 'morpheme_agreement']
 
 # %% ../../nbs/02_evaluation/01_metrics.ipynb #16c477ab
 def cuts_inside(
@@ -321,29 +321,38 @@ def measure(
         out |= {f"{name} {part}".strip(): float(v) for part, v in found.items()} if isinstance(found, Mapping) else {name: float(found)}
     return out
 
-# %% ../../nbs/02_evaluation/01_metrics.ipynb #e18e9a4a
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #bc9dc7f0
 GOLD = ("ces", "eng", "fra", "hun", "mon") # Languages of the shared task
 
-def gold_morphemes(
-    name:str|Path,          # A language of `GOLD`, or a file with lines of a word, a tab, and its morphemes separated by spaces
-    *,
-    limit:int|None=None,    # At most so many words, evenly spaced
-)->list[tuple[str, list[str]]]: # (word, morphemes) where the morphemes spell the word
-    "Words with their morphemes."
+def read_gold(
+    name:str|Path           # A language of `GOLD`, or a file with lines of a word, a tab, and its morphemes separated by spaces
+)->list[tuple[str, list[str]]]: # (word, morphemes)
+    "Words with their morphemes, also where these do not spell the word."
     from tokenlab.corpora import data_file
-    path = Path(name) if Path(name).suffix or Path(name).exists() else None
-    if path is None and name not in GOLD: raise ValueError(f"no gold morphemes for {name!r}: choose from {', '.join(GOLD)}, or give a file of words and morphemes")
-    if path is not None and not path.is_file(): raise FileNotFoundError(f"no file {path}: give lines of a word, a tab and its morphemes, or one of {', '.join(GOLD)}")
-    lines = (path or data_file(f"morphology/{name}.word.gold.tsv")).read_text(encoding="utf8").splitlines()
-    found = [spelt(line) for line in lines if line.strip()]
-    kept = [(word, parts) for word, parts in found if "".join(parts) == word]
-    if not kept: raise ValueError(f"{name}: in none of its {len(found)} lines do the morphemes spell the word; a line is a word, a tab, and its morphemes separated by spaces")
-    return kept[::max(1, len(kept)//limit)][:limit] if limit else kept
+    path = data_file(f"morphology/{name}.word.gold.tsv") if name in GOLD else Path(name)
+    if not path.is_file():
+        if not path.suffix: raise ValueError(f"no gold segmentations {str(name)!r}: choose from {', '.join(GOLD)}, or give a file of words and morphemes")
+        raise FileNotFoundError(f"no file {path}: give lines of a word, a tab and its morphemes, or one of {', '.join(GOLD)}")
+    found = [spelt(unicodedata.normalize("NFC", line)) for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
+    if bad := [word for word, parts in found if not parts]: raise ValueError(f"{name}: {bad[0]!r} has no morphemes; a line is a word, a tab, and its morphemes separated by spaces")
+    return found
 
 def spelt(line:str)->tuple[str, list[str]]:
     "The word and the morphemes of a line."
     word, _, rest = line.partition("\t")
     return word, [m.removeprefix("@@") for m in rest.partition("\t")[0].split(" ") if m not in ("", "@@")]
+
+# %% ../../nbs/02_evaluation/01_metrics.ipynb #cb0205e7
+def gold_morphemes(
+    name:str|Path,          # As in `read_gold`
+    *,
+    limit:int|None=None,    # At most so many words, evenly spaced
+)->list[tuple[str, list[str]]]: # (word, morphemes)
+    "The words that their morphemes spell."
+    found = read_gold(name)
+    kept = [(word, parts) for word, parts in found if "".join(parts) == word]
+    if not kept: raise ValueError(f"{name}: in none of its {len(found)} lines do the morphemes spell the word; a line is a word, a tab, and its morphemes separated by spaces")
+    return kept[::max(1, len(kept)//limit)][:limit] if limit else kept
 
 # %% ../../nbs/02_evaluation/01_metrics.ipynb #12ca3412
 FRAME = ", "
