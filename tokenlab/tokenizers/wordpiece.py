@@ -98,11 +98,11 @@ def trie_of(words:list, ids:list[int])->tuple:
     keys, nodes, leaves = make_trie(*as_codes(words))
     return keys, nodes, np.where(leaves >= 0, np.array(ids or [-1], dtype=np.int32)[leaves], -1).astype(np.int32)
 
-# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #5f9840f7
+# %% ../../nbs/01_tokenizers/06_wordpiece.ipynb #59e25b24
 @patch
 def segment(self:WordPiece, codes:np.ndarray, starts:np.ndarray, widths:np.ndarray)->tuple[np.ndarray, np.ndarray]:
     "Tokens of the pieces that start at `starts` in `codes`, with their widths."
-    ids, own, bad = longest_match(codes, starts, *self._tries[0], *self._tries[1], self._unk, self.max_chars, widths)
+    ids, own, bad = longest_match(np.require(codes, requirements="W"), starts, *self._tries[0], *self._tries[1], self._unk, self.max_chars, widths)
     if bad >= 0: raise ValueError(f"the word at {bad} cannot be cut and this vocabulary has no unk_token: add one")
     return ids, own
 
