@@ -77,4 +77,6 @@ def test_rules_change_reading_only():
 @pytest.mark.filterwarnings("ignore")
 def test_digits():
     def cuts(name): return [len(t) for t in learn(METHODS[name], ["123456 7890 "*9], 300).tokens if t.strip().isdigit()]
-    assert max(cuts("digits-single")) <= 2 and max(cuts("digits-right")) <= 4 < max(cuts("bpe"))
+    assert (max(cuts("digits-single")), max(cuts("digits-right"))) == (1, 3) and max(cuts("bpe")) > 4
+    tok = learn(METHODS["digits-right"], ["in 1234567 or 1234567 "*9], 300)
+    assert tok.pattern.digits == "r2l" and [tok.decode([i]) for i in tok.encode(" 1234567")] == [" ", "1", "234", "567"] # the space stands alone

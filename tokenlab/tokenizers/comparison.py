@@ -95,14 +95,14 @@ def splitter(tokenizer:Tokenizer, p:float): # A `Corruption`, or None
     from tokenlab.tokenizers.stochastok import StochasTok
     return StochasTok(tokenizer, p) if p else None
 
-# %% ../../nbs/01_tokenizers/21_comparison.ipynb #1fc776e9
+# %% ../../nbs/01_tokenizers/21_comparison.ipynb #0f5ae7d1
 class Method(NamedTuple):
     "How a row of the comparison comes about."
     algorithm:str            # Trains, as on the command line
     options:dict = {}        # Of its trainer
     rule:str|None = None     # Held-out text is cut by this merge-free rule
     p:float = 0.             # StochasTok's, while the model trains
-    digits:str|None = None   # Kind of `DigitScheme` in the pattern
+    digits:str|None = None   # Of `Pretokenizer`: how numbers are cut out first
 
 OPTIONS = {"superbpe": dict(transition=.6), "character": dict(power_of_two=False, normalizer=None), "supertoken": dict(normalizer=None), "lib": dict(epochs=1000, sentences=50)}
 METHODS = {name: Method(name, OPTIONS.get(name, {})) for name in installed() if name != "domain"} | {
@@ -117,11 +117,11 @@ def learn(
     seed:int=0 # Of the algorithm, where it has one
 )->Tokenizer:
     "Train the tokenizer of a row."
-    from tokenlab.tokenizers.numbers import DigitScheme, with_digits
+    from tokenlab.tokenizers.pretokenize import Pretokenizer
     train = trainer(method.algorithm)
     options = fitting(train, method.algorithm, dict(special_tokens=["<|endoftext|>"])) | method.options
     if "seed" in train.__kwdefaults__: options["seed"] = seed
-    if method.digits: options["pattern"] = with_digits("gpt2", DigitScheme(method.digits))
+    if method.digits: options["pattern"] = Pretokenizer("gpt2", digits=method.digits)
     return train(texts, vocab_size, **options)
 
 # %% ../../nbs/01_tokenizers/21_comparison.ipynb #0bc35ab3
