@@ -10,9 +10,9 @@ from .registry import PACKAGE, command, section, write_json, write_whole
 
 # %% auto #0
 __all__ = ['FOLDER', 'CORPORA', 'SHAPES', 'STEPS', 'RATES', 'CARD', 'lab_names', 'lab_folder', 'load_from', 'load_lab',
-           'lab_texts', 'train_tokenizer', 'new_lab', 'halves_first', 'distill', 'prepare', 'fit_lab', 'train_lab',
-           'overlap', 'repetition', 'bits', 'baseline_bits', 'habits', 'measure_lab', 'held_out_overlap', 'write_card',
-           'lab_report', 'lab_section']
+           'lab_texts', 'train_tokenizer', 'new_lab', 'halves_first', 'likely', 'map_file', 'save_laws', 'WithLaws',
+           'distance', 'distill', 'prepare', 'fit_lab', 'train_lab', 'overlap', 'repetition', 'bits', 'baseline_bits',
+           'habits', 'measure_lab', 'held_out_overlap', 'write_card', 'lab_report', 'lab_section']
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #4c80d147
 FOLDER = PACKAGE/"data"/"lab"
@@ -58,8 +58,8 @@ def train_tokenizer(texts:dict[str, list[str]])->"Tokenizer":
     from tokenlab.tokenizers.bpe import train_bpe
     return train_bpe([t for part in texts.values() for t in part], 4096, special_tokens=["<|endoftext|>"])
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #4f0db9d5
-SHAPES = {"lab-base": dict(dim=256, n_layers=5, n_heads=4), "lab-draft": dict(dim=96, n_layers=2, n_heads=3)}
+# %% ../nbs/00_foundations/12_lab_models.ipynb #7533e4a9
+SHAPES = {"lab-base": dict(dim=256, n_layers=5, n_heads=4), "lab-draft": dict(dim=96, n_layers=3, n_heads=3)}
 
 def new_lab(name:str, tokenizer, *, seed:int=0):
     "A lab model before its training."
@@ -75,24 +75,69 @@ def halves_first(batches, until:int): # step -> batch
         return {"ids": ids if step >= until else ids.reshape(2*ids.shape[0], ids.shape[1]//2)}
     return batch
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #34764887
-def distill(
-    teacher,          # The model whose laws are learnt
-    tv:float=10.,     # Weight of the total variation distance, 1 - sum min(p, q)
-): # A `Loss`
-    "Cross-entropy of the student against the whole law of `teacher`, and their distance, at every position that has a next token."
-    import torch
-    from tokenlab.training import autocast, dtype_of
-    def loss(output, batch):
-        device = batch["ids"].device
-        with torch.no_grad(), autocast(device, dtype_of("auto", device)): logits = teacher(batch["ids"]).logits
-        p, log_q = logits.float().softmax(-1), output.logits.float().log_softmax(-1)          # (B, T, V)
-        far = -(p*log_q).sum(-1) + (tv*(1 - torch.minimum(p, log_q.exp()).sum(-1)) if tv else 0.)  # (B, T)
-        return far*(batch["targets"] >= 0)
-    return loss
+# %% ../nbs/00_foundations/12_lab_models.ipynb #3c35b60e
+def likely(logits, k:int)->tuple: # ids and probabilities, both (..., k)
+    "The `k` most likely tokens of each law and their probabilities, most likely first; of `logits` (..., V)."
+    top = logits.float().topk(k)
+    return top.indices, (top.values - logits.float().logsumexp(-1, keepdim=True)).exp()
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #e635fc87
-STEPS = {"lab-base": 3000, "lab-draft": 6000}
+# %% ../nbs/00_foundations/12_lab_models.ipynb #ec7723e0
+def map_file(path:Path, shape:tuple[int, ...], dtype)->"np.ndarray": # Zeros, if the file is new
+    "An array in a file; ValueError if the file holds another one."
+    import numpy as np
+    if not path.exists(): return np.lib.format.open_memmap(path, "w+", dtype, shape)
+    found = np.lib.format.open_memmap(path, "r+")
+    if (found.shape, found.dtype) != (shape, np.dtype(dtype)): raise ValueError(f"{path} holds {found.shape} of {found.dtype}, not {shape} of {np.dtype(dtype)}: it is of another run, remove its folder")
+    return found
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #63d7339f
+def save_laws(
+    teacher,               # The model whose laws are kept
+    blocks,                # Token blocks (N, T)
+    folder:Path,           # Where they go: N*T*k*4 bytes
+    *, k:int=32,           # Tokens of each law
+    batch_size:int=8,      # Blocks at a time
+)->tuple: # ids (N, T, k) uint16, probs (N, T, k) float16
+    "The most likely next tokens at every position of `blocks`, by `teacher`; goes on where it stopped."
+    import torch
+    from tqdm.auto import tqdm
+    from tokenlab.training import autocast, dtype_of
+    folder.mkdir(parents=True, exist_ok=True)
+    N, T = len(blocks), blocks.seq_len
+    ids, probs, done = (map_file(folder/f"{name}.npy", shape, dtype) for name, shape, dtype in (("ids", (N, T, k), "uint16"), ("probs", (N, T, k), "float16"), ("done", (N,), bool)))
+    for at in tqdm([i for i in range(0, N, batch_size) if not done[i:i+batch_size].all()], desc="laws of the teacher", disable=bool(done.all())):
+        batch = blocks[list(range(at, min(at + batch_size, N)))]["ids"]
+        with torch.inference_mode(), autocast(batch.device, dtype_of("auto", batch.device)): found = likely(teacher(batch).logits, k)
+        for file, x in zip((ids, probs), found): file[at:at+batch_size] = x.numpy()
+        done[at:at+batch_size] = True
+    return ids, probs
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #e100c649
+class WithLaws:
+    "Token blocks together with the saved laws: `blocks[[i, j]]` is a batch with `ids` (B, T), `likely` (B, T, k) and `probs` (B, T, k)."
+    def __init__(self, blocks, ids, probs): self.blocks, self.ids, self.probs = blocks, ids, probs
+    def __len__(self): return len(self.blocks)
+    def __getitem__(self, rows:list[int])->dict:
+        import torch
+        likely, probs = (torch.from_numpy(x[rows]) for x in (self.ids.view("int16"), self.probs))
+        return {"ids": self.blocks[rows]["ids"], "likely": likely.long() & 0xffff, "probs": probs.float()}
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #096a9f96
+def distance(logits, likely, probs, tv:float):
+    "Cross-entropy of `logits` (B, T, V) against kept laws, plus `tv` times their total variation distance (B, T)."
+    import torch
+    z = logits.float()
+    log_q = z.gather(-1, likely) - z.logsumexp(-1, keepdim=True)          # (B, T, k)
+    return -(probs*log_q).sum(-1) + tv*(1 - torch.minimum(probs, log_q.exp()).sum(-1))
+
+def distill(tv:float=10., *, compile:bool=False): # A `Loss` for batches of `WithLaws`
+    "Cross-entropy against the teacher's kept laws and `tv` times the distance from them, at every position that has a next token."
+    import torch
+    far = torch.compile(distance) if compile else distance
+    return lambda output, batch: far(output.logits, batch["likely"], batch["probs"], tv)*(batch["targets"] >= 0)
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #81c00689
+STEPS = {"lab-base": 3000, "lab-draft": 10000}
 RATES = {"lab-base": 5e-3, "lab-draft": 1e-2}
 
 def prepare(out:Path): # Blocks of 512 tokens, tokenizer, manifest {corpus: [(path, sha256), ...]}
@@ -106,15 +151,16 @@ def prepare(out:Path): # Blocks of 512 tokens, tokenizer, manifest {corpus: [(pa
     blocks = corpora.pack([t for part in texts.values() for t in part], tokenizer, 512, drop_last=True)
     return blocks, tokenizer, {name: corpora.manifest(d) for name, d in data.items()}
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #3397fb0c
+# %% ../nbs/00_foundations/12_lab_models.ipynb #6fbadb8b
 def fit_lab(name:str, blocks, tokenizer, out:Path, *, steps:int, seed:int=0, batch_size:int=8, compile:bool=True):
     "Train one lab model on packed blocks; returns it and its history."
     from tokenlab.training import Compiled, fit, muon, next_token, shuffled
-    lm, loss = new_lab(name, tokenizer, seed=seed), next_token
+    lm = new_lab(name, tokenizer, seed=seed)
     if name == "lab-draft":
         base = load_from(out/"lab-base")[0].eval()
-        loss = distill(Compiled(base) if compile else base)
-    batches = halves_first(shuffled(blocks, batch_size, seed=seed), until=3*steps//5)
+        laws = save_laws(Compiled(base) if compile else base, blocks, out/"lab-base-laws")
+        loss, batches = distill(compile=compile), shuffled(WithLaws(blocks, *laws), batch_size, seed=seed)
+    else: loss, batches = next_token, halves_first(shuffled(blocks, batch_size, seed=seed), until=3*steps//5)
     history = fit(lm, batches, steps=steps, loss=loss, optimizer=muon, lr=RATES[name], compile=compile, checkpoint=out/f"{name}-checkpoints", save_every=100, seed=seed)
     return lm, history
 
