@@ -114,6 +114,25 @@ def test_ragged_cache_keeps_each_row_apart():
             for b, n in enumerate(done): near(y[b, 0], m(x[b:b+1, :n+1])[0, n])
 
 
+def test_padding_leaves_stored_checkpoints_alone():
+    "A row of 8 tokens, idle while the other row goes on, still has its second checkpoint."
+    m, x = made(partial(CheckpointAttention, stride=4), True), noise(2, 12, 16)
+    cache = mixer_cache(m, 2, 12)
+    step = lambda y, at, n: (cache.begin(y.shape[1]), m(y, cache=cache[0], positions=torch.tensor(at)), cache.advance(n))[1]
+    with torch.no_grad():
+        step(x[:, :8], [list(range(8))]*2, [8, 8])
+        step(x[:, 8:9], [[-1], [8]], [0, 1])
+        near(step(torch.stack([x[0, 8:9], x[1, 9:10]]), [[8], [9]], [1, 1])[0, 0], m(x[:1, :9])[0, 8])
+
+
+def test_scout_reads_what_the_local_mixer_wrote():
+    m, x = made(partial(Scout, local=partial(WindowAttention, window=4), stride=3), True), noise(2, 14, 16)
+    with torch.no_grad():
+        y = m.local(x)
+        near(m(x), y + m.checkpoints(m.norm(x + y)))
+        assert (m(x) - y - m.checkpoints(m.norm(x))).abs().max() > 1e-2
+
+
 def test_the_pair_of_blocks():
     c = LMConfig(50, dim=16, n_layers=4, n_heads=2, max_len=64)
     a = scout_lm(c, local=partial(WindowAttention, window=64), stride=1, seed=0).eval()

@@ -19,7 +19,8 @@ from ..registry import implements
 
 # %% auto #0
 __all__ = ['visible_checkpoints', 'with_own', 'with_slot', 'own_added', 'attend', 'checkpoint_attention', 'CheckpointAttention',
-           'scout_lm', 'Scout', 'scout_s4d']
+           'scout_lm', 'Scout', 'scout_s4d', 'wins_from', 'contenders', 'text_scores', 'measure_scout', 'copying',
+           'copy_scores']
 
 # %% ../../nbs/04_mixers/20_scout.ipynb #d8065e7b
 def visible_checkpoints(T:int, stride:int)->Tensor: # (T, T) bool
@@ -146,3 +147,61 @@ class Scout(RecurrentMixer):
 def scout_s4d(dim:int, *, heads:int=1, seq_len:int=1024, causal:bool=True)->Scout:
     "SCOUT with a diagonal state space as the local mixer."
     return Scout(dim, heads=heads, seq_len=seq_len, causal=causal, local=DiagonalSSM)
+
+# %% ../../nbs/04_mixers/20_scout.ipynb #b4a653a0
+def wins_from(lengths:list[int], baseline:list[float], method:list[float])->int|None: # Tokens; None: not within these lengths
+    "The shortest measured length from which the method is cheaper at every longer one."
+    won = None
+    for T, b, m in sorted(zip(lengths, baseline, method), reverse=True):
+        if m >= b: break
+        won = T
+    return won
+
+# %% ../../nbs/04_mixers/20_scout.ipynb #f3ba17c4
+def contenders(config:LMConfig, window:int, stride:int, seed:int)->dict[str, LM]:
+    "Full attention, SCOUT and the local mixer alone, equal in parameters."
+    local = partial(WindowAttention, window=window)
+    return {"attention": LM(config, seed=seed), "scout": scout_lm(config, local=local, stride=stride, seed=seed), "window": LM(config, mixer=local, seed=seed)}
+
+# %% ../../nbs/04_mixers/20_scout.ipynb #2ca69e61
+def text_scores(seed:int, *, steps:int=80, seq_len:int=256)->dict[str, float]:
+    "Bits per byte of the three after the same steps on text."
+    from tokenlab.corpora import pack
+    from tokenlab.lm import bits_per_byte
+    from tokenlab.mixers.comparison import Bytes, text_work
+    from tokenlab.training import fit, shuffled
+    work, out = text_work(size=100_000), {}
+    for name, lm in contenders(LMConfig(257, dim=32, n_layers=4, n_heads=2, max_len=seq_len), 16, 8, seed).items():
+        fit(lm, shuffled(pack(work["train"], Bytes(), seq_len), 2, seed=seed), steps=steps, lr=4e-3, seed=seed, progress=False, plot=False)
+        out[name] = bits_per_byte(lm, Bytes(), "".join(work["valid"])[:16_000], seq_len=seq_len)
+    return out
+
+# %% ../../nbs/04_mixers/20_scout.ipynb #c1f980ee
+@claim("scout", text="A model of SCOUT layers predicts text as well as one of full attention with as many parameters", source="Abstract; language modelling at 400M and 1.3B (the exact perplexities were not seen)",
+       metric="bits per byte of held-out text", better="lower", factor=.98, baseline="full attention", method="SCOUT",
+       setting="Python documentation as bytes, 80 steps of 512 tokens, rows of 256, 4 blocks of width 32, window 16, stride 8, in place of 15 to 100 billion tokens of FineWeb-Edu, rows of 2k to 4k, width 1024 and 2048, window 1024, stride 10")
+def measure_scout(seed:int)->dict[str, float]:
+    "Full attention, SCOUT and the local window alone."
+    text = text_scores(seed)
+    return {"baseline": text["attention"], "method": text["scout"], "window": text["window"]}
+
+# %% ../../nbs/04_mixers/20_scout.ipynb #94801037
+def copying(B:int, seed:int, length:int=24, symbols:int=32)->dict: # ids (B, 2 length), targets -1 in the first half
+    "Random strings written twice; the second time is asked for."
+    half = torch.randint(symbols, (B, length), generator=torch.Generator().manual_seed(seed))
+    ids = torch.cat([half, half], 1)
+    targets = torch.full_like(ids, -1)
+    targets[:, length:-1] = ids[:, length+1:]
+    return {"ids": ids, "targets": targets}
+
+# %% ../../nbs/04_mixers/20_scout.ipynb #eed95f3b
+def copy_scores(seed:int, *, names:tuple=("attention", "scout", "window"), stride:int=2, steps:int=150)->dict[str, float]:
+    "Share of symbols that each copies right after the same steps on random strings."
+    from tokenlab.training import fit
+    test, out = copying(128, 10**9), {}
+    asked = test["targets"] >= 0
+    for name, lm in contenders(LMConfig(32, dim=32, n_layers=4, n_heads=2, max_len=48), 6, stride, seed).items():
+        if name not in names: continue
+        fit(lm, lambda step: copying(16, 1_000_003*(seed + 1) + step), steps=steps, lr=6e-3, seed=seed, progress=False, plot=False)
+        with torch.inference_mode(): out[name] = (lm(test["ids"]).logits.argmax(-1) == test["targets"])[asked].float().mean().item()
+    return out
