@@ -10,9 +10,9 @@ from .registry import PACKAGE, command, section, write_json, write_whole
 
 # %% auto #0
 __all__ = ['FOLDER', 'CORPORA', 'SHAPES', 'STEPS', 'RATES', 'CARD', 'lab_names', 'lab_folder', 'load_from', 'load_lab',
-           'lab_texts', 'train_tokenizer', 'new_lab', 'halves_first', 'likely', 'map_file', 'save_laws', 'WithLaws',
-           'distance', 'distill', 'prepare', 'fit_lab', 'train_lab', 'overlap', 'repetition', 'bits', 'baseline_bits',
-           'habits', 'measure_lab', 'held_out_overlap', 'write_card', 'lab_report', 'lab_section']
+           'open_model', 'lab_texts', 'train_tokenizer', 'new_lab', 'halves_first', 'likely', 'map_file', 'save_laws',
+           'WithLaws', 'distance', 'distill', 'prepare', 'fit_lab', 'train_lab', 'overlap', 'repetition', 'bits',
+           'baseline_bits', 'habits', 'measure_lab', 'held_out_overlap', 'write_card', 'lab_report', 'lab_section']
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #4c80d147
 FOLDER = PACKAGE/"data"/"lab"
@@ -43,6 +43,25 @@ def load_lab(
 )->tuple:                   # (LM, Tokenizer)
     "A lab model and its tokenizer."
     return load_from(lab_folder(name), device=device, dtype=dtype)
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #eb5578eb
+def open_model(
+    name:str|Path           # A lab model, or a checkpoint folder
+)->tuple:                   # (LM or HFLM, Tokenizer)
+    "A lab model by its name, a Llama-family folder as an `LM`, any other checkpoint as an `HFLM`."
+    if name in lab_names(): return load_lab(name)
+    folder = Path(name)
+    if not folder.is_dir(): raise FileNotFoundError(f"no folder {str(name)!r}: give a checkpoint folder, or one of {', '.join(lab_names())}")
+    from tokenlab.lm import HFLM, LM
+    from tokenlab.tokenizers.core import Tokenizer
+    if not (folder/"tokenizer.json").exists(): raise FileNotFoundError(f"{name} has no tokenizer.json: save the tokenizer there")
+    try: model = LM.from_pretrained(folder)
+    except ValueError:
+        import transformers
+        model = HFLM(transformers.AutoModelForCausalLM.from_pretrained(folder))
+    tokenizer = Tokenizer.load(folder/"tokenizer.json")
+    if tokenizer.vocab_size > model.config.vocab_size: raise ValueError(f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: save the tokenizer that the model was trained with")
+    return model, tokenizer
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #414e2f8a
 CORPORA = ("python-code", "python-docs")
