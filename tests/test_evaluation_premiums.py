@@ -139,12 +139,21 @@ def test_ugly_input():
     one = P.measure_sizes({"a": P.Texts(["x"], ["x"])}, [300])
     assert one["size"].item() == 256 and one.tokens.item() == 1  # the text ran out: the real size is recorded
 
-def test_folder_needs_both_sides(tmp_path):
-    with pytest.raises(ValueError, match="holds 0 files"): P.parallel_folder(tmp_path/"none")
+def test_parallel_text_needs_both_sides(tmp_path):
+    with pytest.raises(ValueError, match="unknown parallel text"): P.halved(tmp_path/"none")
     (tmp_path/"en.txt").write_text("a\nb\n")
-    with pytest.raises(ValueError, match="holds 1 files"): P.parallel_folder(tmp_path)
+    with pytest.raises(ValueError, match="needs two at least"): P.halved(tmp_path)
     (tmp_path/"de.txt").write_text("c\n")
-    with pytest.raises(ValueError, match="line i must be the same sentence"): P.parallel_folder(tmp_path)
+    with pytest.raises(ValueError, match="text i must say the same in every language"): P.halved(tmp_path)
+    (tmp_path/"de.txt").write_text("c\n\n")
+    with pytest.raises(ValueError, match="1 lines have a text in every language"): P.halved(tmp_path)
+
+def test_a_table_is_halved_like_a_folder(tmp_path):
+    (tmp_path/"t.tsv").write_text("en\tde\none\teins\ntwo\t\nthree\tdrei\nfour\tvier\n")
+    (tmp_path/"both").mkdir()
+    for k, lines in {"en": "one two three four", "de": "eins  drei vier"}.items(): (tmp_path/"both"/f"{k}.dev").write_text(lines.replace(" ", "\n") + "\n")
+    table, folder = P.halved(tmp_path/"t.tsv", 3), P.halved(tmp_path/"both", 3)
+    assert table == folder and sorted(table["en"].train + table["en"].test) == ["four", "one", "three"] and len(table["de"].train) == 1
 
 def test_command_on_a_folder(tmp_path):
     from tokenlab.cli import main

@@ -225,7 +225,7 @@ def run_addition(
             rows.append(dict(a=a, b=b, answer=parse_answer(g.text.split("\n")[0]), response=g.text, form=form))
     return rows
 
-# %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #074b6037
+# %% ../../nbs/02_evaluation/14_tokenization_counts.ipynb #f1c7e965
 @command("tokenizer arithmetic")
 def arithmetic(
     model:str="lab-base",       # A lab model or a checkpoint folder
@@ -241,7 +241,7 @@ def arithmetic(
     tokenlab tokenizer arithmetic ./smollm --forms nosep,comma_r2l --digits 7 --n 90
     """
     import pandas as pd
-    from tokenlab.speculative.bench import open_model
+    from tokenlab.lab import open_model
     if n < 1: raise ValueError(f"n={n}: give 1 problem or more")
     lm, tok = open_model(model)
     problems, names = balanced_problems(n, digits, digits, seed=seed), [f.strip() for f in forms.split(",")]
