@@ -27,6 +27,15 @@ def test_the_authors_steps(size):
     assert (found["unique"], found["n_valid"], found["n_pure"]) == as_published(made, " ".join(TEXT), oracle)
     assert found["tr"] == pytest.approx(100*found["n_valid"]/found["unique"]) and found["vocab"] == made.vocab_size
 
+def test_a_root_of_another_token_is_pure():
+    "`ev` has no analysis of its own here; it is the root of `evler`, which stands in the text as well."
+    oracle = I.WordOracle({"evler": ["ev"], "göz": []})
+    made = train_bpe(["evler göz"]*9, 270, pattern=r"\S+|\s+")
+    assert I.integrity(made, ["evler"], oracle)["n_pure"] == 0
+    both = train_bpe(["evler ev ev"]*9, 262, pattern=r"\S+|\s+")
+    assert set(map(both.decode, ([i] for i in both.encode("evler ev")))) == {"evler", " ", "ev"}
+    assert I.integrity(both, ["evler ev"], oracle)["n_pure"] == 1
+
 def test_running_tokens_are_counted_one_by_one():
     oracle, made = I.WordOracle(WORDS, AFFIXES), train_bpe(TEXT, 280)
     strings = [part for t in TEXT for i in made.encode(t) for part in made.decode([i]).split()]
