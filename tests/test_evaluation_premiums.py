@@ -47,22 +47,28 @@ def test_any_librarys_tokenizer_is_counted_without_special_tokens():
     made = tiktoken.Encoding("toy", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<s>": 258})
     assert P.token_ids(made, "the <s>") == [257, 32, 60, 115, 62]
 
-def test_transformers_tokenizer_adds_nothing():
-    transformers = pytest.importorskip("transformers")
+def test_tokens_that_a_library_would_add_are_not_counted():
+    from tokenizers.processors import TemplateProcessing
     plain = train_bpe(ENGLISH.train[:20], 400, special_tokens=["<s>"])
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=plain.to_hf(), bos_token="<s>")
-    assert P.token_ids(wrapped, "a page of text") == plain.encode("a page of text")
+    hf = plain.to_hf()
+    hf.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", plain.special_tokens["<s>"])])
+    assert len(hf.encode("a page of text").ids) == len(plain.encode("a page of text")) + 1
+    assert P.token_ids(hf, "a page of text") == plain.encode("a page of text")
+    transformers = pytest.importorskip("transformers")
+    assert P.token_ids(transformers.PreTrainedTokenizerFast(tokenizer_object=hf, bos_token="<s>"), "a page of text") == plain.encode("a page of text")
 
-def test_paired_variances_agree_with_swapping_pairs():
+@pytest.mark.parametrize("slope, noise", [(.45, .25), (.9, .5)])
+def test_paired_variances_agree_with_swapping_pairs(slope, noise):
     "Under the null the two values of a pair may be swapped: all 2^10 ways."
     rng = np.random.default_rng(3)
-    a = rng.normal(10, 1, 10); b = 10 + .45*(a - 10) + rng.normal(0, .25, 10)
+    a = rng.normal(10, 1, 10); b = 10 + slope*(a - 10) + rng.normal(0, noise, 10)
     a, b = a/a.mean(), b/b.mean()
     ratio = lambda x, y: abs(np.log(y.var(ddof=1)/x.var(ddof=1)))
     all_ways = [ratio(np.where(s, b, a), np.where(s, a, b)) for s in map(np.array, product([False, True], repeat=10))]
     brute = np.mean(np.array(all_ways) >= ratio(a, b) - 1e-12)
     found = P.variance_test(dict(enumerate(a)), dict(enumerate(b)))
-    assert abs(found["paired_p"] - brute) < .03 and found["F"] == pytest.approx(b.var(ddof=1)/a.var(ddof=1))
+    assert abs(found["paired_p"] - brute) < .08 and found["F"] == pytest.approx(b.var(ddof=1)/a.var(ddof=1))
+    assert slope < .5 or brute > .1  # both sides of significance are looked at
 
 def test_f_test_is_symmetric_and_exact_for_two_degrees():
     "With df (2, 2) the F distribution is F/(1+F)."
