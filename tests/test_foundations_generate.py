@@ -236,7 +236,7 @@ def test_the_fast_step_is_the_forward(kw, dtype):
         if t == 6: a.rows([2, 0]); b.rows([2, 0])
         ids = torch.arange(len(a._lengths))[:, None] + t
         x, y = m(ids, cache=a), step(ids, cache=b)
-        tol = dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=.1, rtol=.05)
+        tol = dict(atol=1e-4, rtol=1e-5) if dtype == torch.float32 else dict(atol=.1, rtol=.05)      # another order of sums
         torch.testing.assert_close(y.logits, x.logits, **tol); torch.testing.assert_close(y.hidden, x.hidden, **tol)
         assert a._lengths == b._lengths
     m(ids, cache=a, layers=range(2)); m(ids, cache=b)                     # the caches go on alike

@@ -310,11 +310,11 @@ def skip_layers(
     finally:
         for i, m in kept.items(): lm.blocks[i].mixer = m
 
-# %% ../../nbs/04_mixers/11_deconstructing_attention.ipynb #96828810
+# %% ../../nbs/04_mixers/11_deconstructing_attention.ipynb #0708653e
 SIMPLE = tuple(VARIANTS)[1:]
 
 @claim("deconstructing-attention", text="With a simple variant in every other layer, each of the five variants that mix stays within 4 % of standard attention in perplexity", source="Table 1: 38.5 to 39.4 against 38.1",
-       metric="perplexity for each byte of held-out text", baseline="standard in all layers", method="worst hybrid of taylor2, selfgate, rnd_qk, fixed_qk, static_qk", better="lower", factor=1/1.04,
+       metric="perplexity for each byte of held-out text", baseline="standard in all layers", method="worst hybrid of taylor2, selfgate, rnd_qk, fixed_qk, static_qk", better="lower", factor=.9615,
        setting="4 layers of width 64, 4 heads, bytes of the Python documentation, 64 bytes a row, 8 rows, 250 steps of AdamW 4e-3 (0.13 MB of text), in place of 500M parameters, 15B tokens")
 def measure_deconstructing(seed:int)->dict[str, float]:
     "Perplexity of all variants: uniform, hybrid, and hybrid without its simple mixers."

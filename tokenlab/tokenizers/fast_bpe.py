@@ -659,7 +659,7 @@ def encode_batch(self:FastBPE,
     "Encode several texts."
     return encode_arrays(self, texts, special=special, dropout=dropout, seed=seed, workers=workers, lists=True)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5fc3c9a6
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #f13d3200
 def encode_arrays(
     tokenizer:FastBPE,
     texts:Iterable[str|bytes],           # What to cut
@@ -677,18 +677,18 @@ def encode_arrays(
     if dropout: work = lambda i: [run_spans(tokenizer, *tokenizer.spans(texts[i], special), offsets=False, dropout=dropout, seed=(seed + i) % 2**64)[0]]
     else: work = lambda part: encode_some(tokenizer, part, special)
     finish = (lambda job: [ids.tolist() for ids in work(job)]) if lists else work
-    jobs = range(len(texts)) if dropout else list(batches(texts, (1 << 20)//(4*workers if lists else 1)))
+    jobs = range(len(texts)) if dropout else list(batches(texts, 1 << (20 if workers == 1 else 17)))
     if workers == 1 or len(jobs) < 2: return [ids for job in jobs for ids in finish(job)]
     tokenizer._model, tokenizer._pieces, class_table() # built once, before the threads
     with ThreadPoolExecutor(workers) as pool: return [ids for some in pool.map(finish, jobs) for ids in some]
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #731ee9e5
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #a7251e30
 def batches(texts:Iterable[str|bytes], size:int=1 << 20)->Iterator[list[str|bytes]]:
     "Lists of consecutive texts of about `size` characters together."
     some, total = [], 0
     for text in texts:
         some.append(text)
-        total += len(text)
+        total += len(text if isinstance(text, (str, bytes)) else as_text(text))
         if total >= size:
             yield some
             some, total = [], 0
