@@ -2,9 +2,9 @@
 import math
 from collections import Counter
 import numpy as np, pandas as pd, pytest, torch
-from tokenlab.evaluation.arithmetic import (Layout, answer_problems, as_number, balanced_problems, build_messages, build_prompt, carries, encode_problems, error_report, errors_by_place,
-                                            forced_right, group_ids, is_match, layouts, number_in, parse_answer, question, random_problems, released_responses, run_addition,
-                                            sample_addition, token_starts, train_adder, vocabulary, wrong_places)
+from tokenlab.evaluation.arithmetic import (answer_problems, as_number, balanced_problems, build_messages, build_prompt, carries, encode_problems, error_report, errors_by_place, forced_right,
+                                            is_match, layouts, number_in, parse_answer, question, random_problems, released_responses, run_addition, sample_addition, token_starts,
+                                            train_adder, vocabulary, wrong_places)
 from tokenlab.tokenizers.numbers import DigitScheme
 
 def test_sampler_is_uniform_given_the_shorter_addend():

@@ -2,8 +2,8 @@
 import hashlib, json, random
 import numpy as np, pytest, torch
 from tokenlab.corpora import data_file
-from tokenlab.evaluation.charbench import (FEATURES, LENGTHS, TASKS, Item, Probe, answer_probe, build_charbench, correlate, draw_items, error_overlap, feature_table,
-                                           pearson, rank_answers, scored, summarise, tail_logprobs, target_token, token_features, token_lengths, train_probe, words_of)
+from tokenlab.evaluation.charbench import (LENGTHS, TASKS, Item, answer_probe, build_charbench, correlate, draw_items, error_overlap, feature_table, pearson, rank_answers,
+                                           scored, summarise, target_token, token_lengths, train_probe, words_of)
 from tokenlab.lm import LM, LMConfig
 from tokenlab.tokenizers.bpe import train_bpe
 from tokenlab.tokenizers.core import ByteTokenizer, Tokenizer

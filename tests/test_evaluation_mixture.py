@@ -1,9 +1,8 @@
 """Data mixture inference: the replay against a recount, the program against enumeration, an assignment solver and known mixtures."""
-import subprocess, sys
 from collections import Counter
 import numpy as np, pytest
-from tokenlab.evaluation.mixture import (Log, Program, Trace, clean_merges, deal, encoding_efficiency, fit_efficiency, guess_from_efficiency, heaviest_matching, infer_mixture,
-                                         log10_mse, merge_list, read_samples, tokenizer_mixture, trace_pairs)
+from tokenlab.evaluation.mixture import (Program, clean_merges, deal, encoding_efficiency, fit_efficiency, guess_from_efficiency, heaviest_matching, infer_mixture, log10_mse, merge_list,
+                                         read_samples, tokenizer_mixture, trace_pairs)
 from tokenlab.tokenizers.bpe import train_bpe
 from tokenlab.tokenizers.core import Tokenizer
 
@@ -95,7 +94,7 @@ def test_lazy_rows_give_the_optimum_of_all_rows(noisy):
 
 
 def test_matching_prices_a_mixture_as_the_assignment_solver_does(noisy):
-    from scipy.optimize import linear_sum_assignment, linprog
+    from scipy.optimize import linear_sum_assignment
     rows = all_rows(noisy)
     for seed in range(5):
         alpha = np.random.default_rng(seed).dirichlet(np.ones(3))

@@ -1,6 +1,5 @@
 "Counts and premiums against exact identities, peers, and brute force."
 from itertools import product
-from pathlib import Path
 from pydoc_data.topics import topics
 import numpy as np, pandas as pd, pytest
 from tokenlab.evaluation import premiums as P
@@ -162,7 +161,6 @@ def test_a_table_is_halved_like_a_folder(tmp_path):
     assert table == folder and sorted(table["en"].train + table["en"].test) == ["four", "one", "three"] and len(table["de"].train) == 1
 
 def test_command_on_a_folder(tmp_path):
-    from tokenlab.cli import main
     for k, t in P.synthetic(P.Texts([], PAGES[:40])).items(): (tmp_path/f"{k.replace(' ', '_')}.txt").write_text("\n".join(s[:400].replace("\n", " ") for s in t.test))
     out = tmp_path.parent/"p.html"
     table = P.tokenizer_premiums(str(tmp_path), sizes=[300, 400, 500], reference="English", methods=["Unigram"], out=out)

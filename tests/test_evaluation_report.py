@@ -2,8 +2,8 @@
 import json, math
 import numpy as np
 import pytest
-from tokenlab.evaluation.metrics import WORD, Cuts, cut_texts, fertility, gold_morphemes, join_cuts, measure, morpheme_agreement, numbers_cut, renyi_efficiency
-from tokenlab.evaluation.report import parallel_texts, report, report_html, tidy, tokenizer_report
+from tokenlab.evaluation.metrics import WORD, cut_texts, fertility, gold_morphemes, join_cuts, measure, morpheme_agreement, numbers_cut, renyi_efficiency
+from tokenlab.evaluation.report import parallel_texts, report, report_html, tidy
 from tokenlab.tokenizers.bpe import train_bpe
 from tokenlab.tokenizers.core import ByteTokenizer, Tokenizer
 

@@ -1,9 +1,9 @@
 "Markov sources, dictionaries and unigram rates against brute force and exact identities."
 import itertools, math
 import numpy as np, pytest, torch
-from tokenlab.evaluation.theory import (DictionaryTokenizer, MarkovSource, PlacedLM, SmallBPE, automaton, block_tokenizer, bpe_tokenizer, drifting, entropy, exact_rate, lm_rate,
-                                        lzw_tokenizer, markov_batches, random_source, read_on, run_dictionary, sequential_bpe, string_prob, switching, token_counts, token_law,
-                                        train_on, unigram_bounds, unigram_rate, with_rule)
+from tokenlab.evaluation.theory import (DictionaryTokenizer, MarkovSource, PlacedLM, SmallBPE, block_tokenizer, bpe_tokenizer, drifting, entropy, exact_rate, lm_rate, lzw_tokenizer,
+                                        markov_batches, random_source, read_on, run_dictionary, sequential_bpe, string_prob, switching, token_counts, token_law, train_on,
+                                        unigram_bounds, unigram_rate, with_rule)
 from tokenlab.lm import LMConfig
 
 h = lambda x: entropy([x, 1 - x])

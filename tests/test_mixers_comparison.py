@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest, torch
 import torch.nn.functional as F
 from tokenlab.mixers import comparison as c
-from tokenlab.mixers.core import MIXERS, Identity, mixers_of
+from tokenlab.mixers.core import MIXERS, mixers_of
 
 
 def test_flops_of_products_attention_and_fourier():

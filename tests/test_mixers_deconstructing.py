@@ -4,7 +4,7 @@ import pytest, torch
 from tokenlab.generate import generate
 from tokenlab.lm import LM, LMConfig, positions_of
 from tokenlab.mixers.checks import check_mixer, made
-from tokenlab.mixers.core import MIXERS, run_cached
+from tokenlab.mixers.core import MIXERS
 from tokenlab.mixers.deconstructing import VARIANTS, RelaxedLM, SelfGate, Stack, Taylor2, attention_maps, attention_stats, layout, running_softmax, skip_layers
 
 TEXT = torch.randint(40, (64,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from tokenlab.generate import generate
 from tokenlab.lm import LM, LMConfig, sdpa, use_rule
 from tokenlab.mixers.comparison import Flops
-from tokenlab.mixers.dhsa import (DHSA, BoundaryPredictor, SparseRule, attention_of, attention_shift_ratio, boundary_targets, choose_tokens, chunk_pool, dhsa_attention,
-    dhsa_indices, focal_bce, gathered_attention, mass_recalled, observe, oracle_indices, select_boundaries, train_boundary, uniform_boundaries, window_indices)
+from tokenlab.mixers.dhsa import (DHSA, BoundaryPredictor, attention_of, attention_shift_ratio, boundary_targets, choose_tokens, chunk_pool, dhsa_attention, dhsa_indices,
+    focal_bce, gathered_attention, mass_recalled, observe, oracle_indices, select_boundaries, train_boundary, uniform_boundaries, window_indices)
 
 
 def theirs(path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, torch
 from tokenlab.lm import LMConfig
 from tokenlab.mixers.checks import check_mixer
-from tokenlab.mixers.core import MIXERS, run_cached
+from tokenlab.mixers.core import MIXERS
 from tokenlab.mixers.landmark import LandmarkAttention, LandmarkLM, grouped_softmax, insert_landmarks, retrieve, turned
 
 

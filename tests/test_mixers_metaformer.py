@@ -1,10 +1,9 @@
 "MetaFormer: equal to timm's where it is installed, and the facts of the paper."
-import math
 import numpy as np, pytest, torch
 import torch.nn as nn
 from tokenlab.mixers.checks import check_mixer, noise
 from tokenlab.mixers.core import MIXERS, mixers_of
-from tokenlab.mixers.metaformer import (GridPooling, GridSepConv, MetaFormer, MetaFormerBlock, Norm, Residual, SepConv, StarReLU, accuracy, metaformer, moved, picture_batches, rename, see, small)
+from tokenlab.mixers.metaformer import (GridPooling, GridSepConv, MetaFormer, MetaFormerBlock, Norm, Residual, SepConv, StarReLU, metaformer, moved, picture_batches, rename, see, small)
 
 
 def official(name:str)->str:

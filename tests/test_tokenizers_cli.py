@@ -1,9 +1,9 @@
 "The tokenizer commands: from files to ids and back, options by algorithm, colours, errors of one line."
-import io, json, re, shlex
+import io, re, shlex
 import pytest, tokenizers
 from tokenlab.cli import main
 from tokenlab.tokenizers import cli
-from tokenlab.tokenizers.cli import ALGORITHMS, ansi_tokens, fitting, installed, open_tokenizer, shown, tokenizer_train, trainer
+from tokenlab.tokenizers.cli import ALGORITHMS, installed, open_tokenizer, shown, trainer
 from tokenlab.tokenizers.core import Tokenizer
 
 TEXT = "\n".join(f"def function_{i}(self, value): return self.value + {i} # by the way, as well as the others" for i in range(300))

@@ -2,9 +2,9 @@
 import math
 import pytest
 from pydoc_data.topics import topics
-from tokenlab.comparison import load_comparison, summary
+from tokenlab.comparison import load_comparison
 from tokenlab.tokenizers.bpe import train_bpe
-from tokenlab.tokenizers.comparison import METHODS, Work, comparison, learn, measure, megabytes_per_second, prepare, small_model_bits, take, vocabulary_use
+from tokenlab.tokenizers.comparison import METHODS, Work, comparison, learn, measure, prepare, small_model_bits, take, vocabulary_use
 from tokenlab.tokenizers.core import ByteTokenizer
 
 PAGES = [t for _, t in sorted(topics.items())]

@@ -1,7 +1,7 @@
 "Less-is-Better: the list after each document as the authors' code has it; every rule by hand; a lossless tokenizer."
 import math, os, random, sys
 from pathlib import Path
-import numpy as np, pytest
+import pytest
 from hypothesis import given, settings, strategies as st
 from tokenlab.tokenizers.core import Tokenizer
 from tokenlab.tokenizers.lib import Lexicon, Race, boundary_scores, description_length, lib_documents, train_lib, unit_tokenizer

@@ -1,5 +1,5 @@
 "StochasTok: same bytes, the table by brute force, the law of the published loop, and its place in training."
-import os, random, sys, types
+import os, random, types
 from collections import Counter
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -7,8 +7,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import chi2
 from tokenlab.lm import LM, LMConfig
 from tokenlab.tokenizers.bpe import train_bpe
-from tokenlab.tokenizers.core import ByteTokenizer, Tokenizer
-from tokenlab.tokenizers.stochastok import ASKS, StochasTok, expansion_table, langgame
+from tokenlab.tokenizers.core import ByteTokenizer
+from tokenlab.tokenizers.stochastok import StochasTok, expansion_table, langgame
 from tokenlab.training import fit
 
 TEXT = "the theory of the thing, then and there, thereafter; other things gather together in the weather. "*5

@@ -1,12 +1,11 @@
 "Unigram: equal to brute force, to sentencepiece and to the tokenizers library; EM climbs, sampling is exact."
-import itertools, json, math
+import json, math
 import numpy as np, pytest, tokenizers
 from hypothesis import given, settings, strategies as st
 from tokenlab.corpora import load, parallel
 from tokenlab.tokenizers.bpe import count_pieces
-from tokenlab.tokenizers.core import Tokenizer, added_json
-from tokenlab.tokenizers.unigram import (Unigram, as_codes, candidates, e_step, from_json, from_sentencepiece, learn_unigram, losses, m_step, make_trie, toy_unigram,
-                                         train_unigram, usage)
+from tokenlab.tokenizers.core import Tokenizer
+from tokenlab.tokenizers.unigram import (Unigram, as_codes, candidates, e_step, from_json, from_sentencepiece, losses, make_trie, toy_unigram, train_unigram)
 
 ODD = ["", " ", "a", "  x", "\0\1\x1f\x7f\x85\u2028", "👩‍👩‍👧‍👦 🏳️‍🌈", "e\u0301 \u0301 \u200d", "  \t\n\r\n  x \u3000 y\xa0", "½ ² ٣", "a" * 3000 + " " * 100, "שלום", "こんにちは世界", "\ufffd\ufeff", "▁"]
 

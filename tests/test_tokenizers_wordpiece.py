@@ -5,8 +5,8 @@ import numpy as np, pytest, tokenizers
 from hypothesis import given, settings, strategies as st
 from tokenlab.corpora import load, parallel
 from tokenlab.tokenizers.bpe import count_pieces
-from tokenlab.tokenizers.core import BYTE_ORDER, Tokenizer, added_json
-from tokenlab.tokenizers.wordpiece import INSIDE, SPECIAL, WordPiece, from_json, gain, learn_pieces, read_vocab_txt, train_wordpiece
+from tokenlab.tokenizers.core import BYTE_ORDER, Tokenizer
+from tokenlab.tokenizers.wordpiece import INSIDE, SPECIAL, WordPiece, from_json, learn_pieces, read_vocab_txt, train_wordpiece
 
 ODD = ["", " ", "  a", "Où est-ce?", "中文 and English", "a\u0301\u200d\0\x1f b", "👩‍👩‍👧 🇩🇪", "x" * 100, "x" * 101, "İstanbul ΟΔΟΣ ΣΑΣ", "a\u00a0b\u3000c\u2028d\x85e", "don't [SEP] stop.", "\ufffd\ufeffz", "½ ² ٣",
        "".join(map(chr, range(0x300, 0x370))), "שלום עולם", "こんにちは世界", "a.b,c!?«d»", "##a a##a", "\n\t\r"]
