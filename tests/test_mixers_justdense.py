@@ -1,0 +1,278 @@
+"JustDense against the authors' files, brute force, and the identities of a matrix mixer."
+import importlib.util, os, sys, types
+from pathlib import Path
+import pytest, torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tokenlab.mixers.checks import check_mixer
+from tokenlab.mixers.core import MIXERS, DepthwiseConv, Pooling, RandomMatrix, SoftmaxAttention
+from tokenlab.mixers import justdense as jd
+from tokenlab.mixers.justdense import DenseBlock, DenseMixer, InEncoder, attention_map, mixing_matrix, replace_mixer, toeplitz, with_mixer
+
+
+def theirs(name):
+    "A module of the authors' `layers`, if JUSTDENSE_DIR names a checkout of theirs."
+    folder = os.environ.get("JUSTDENSE_DIR")
+    if not folder or not (Path(folder)/"layers").is_dir(): pytest.skip("JUSTDENSE_DIR names no checkout of the authors' code")
+    pytest.importorskip("einops")
+    spec = importlib.util.spec_from_file_location("authors_dense", Path(folder)/"layers/matrix_mixers/dense.py")
+    dense = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(dense)
+    if name == "dense": return dense.Dense
+    class Norm(nn.Module):                                     # stands for a CUDA kernel that their file asks for and never calls
+        def __init__(self, *args, **kw): super().__init__()
+    others = {n: object for n in ("Toeplitz", "Vandermonde", "Cauchy", "LowRank", "Attention", "Quasiseparable")}
+    fakes = {"authors": {"__path__": []}, "authors.matrix_mixers": {"Dense": dense.Dense} | others, "mamba_ssm.ops.triton.layernorm_gated": {"RMSNorm": Norm},
+             **{n: {"__path__": []} for n in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton")}}
+    with pytest.MonkeyPatch.context() as patch:
+        for n, values in fakes.items():
+            m = types.ModuleType(n); m.__dict__.update(values); patch.setitem(sys.modules, n, m)
+        spec = importlib.util.spec_from_file_location(f"authors.{name}", Path(folder)/f"layers/{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module.MatrixMixer
+
+
+@pytest.mark.parametrize("L, D, H", [(12, 8, 4), (7, 6, 1), (1, 4, 2)])
+def test_equals_the_authors_dense(L, D, H):
+    torch.manual_seed(0)
+    their = theirs("dense")(D, L, expand=1, headdim=D//H)
+    mine = DenseMixer(L, D, H)
+    mine.M.data.copy_(their.M.data)
+    x = torch.randn(3, L, D)
+    torch.testing.assert_close(mine(x), their(x), atol=1e-6, rtol=1e-6)
+    assert sum(p.numel() for p in their.parameters()) == mine.M.numel()
+
+
+@pytest.mark.parametrize("conv", [1, 7])
+def test_equals_the_authors_block(conv):
+    torch.manual_seed(0)
+    their = theirs("matrix_mixer")("dense", False, 8, -1, max_seq_len=12, d_conv=conv, nheads=4)
+    mine = DenseBlock(8, 12, conv=conv, heads=4)
+    with torch.no_grad():
+        mine.in_proj.weight.copy_(their.in_proj.weight[16:])   # their first half makes the gate, which nothing reads
+        mine.out_proj.weight.copy_(their.out_proj.weight); mine.mixer.M.copy_(their.matrix_mixer.M)
+        mine.conv.load_state_dict(their.conv1d.state_dict())
+    x = torch.randn(3, 12, 8)
+    torch.testing.assert_close(mine(x), their(x), atol=1e-6, rtol=1e-5)
+
+
+def test_the_authors_wrapper_of_attention_hosts_is_the_bare_mixer():
+    torch.manual_seed(0)
+    their = theirs("build_matrix")("dense", False, 8, 4, max_seq_len=12, nheads=4)
+    mine = DenseMixer(12, 8, 4)
+    mine.M.data.copy_(their.matrix_mixer.M.data)
+    x = torch.randn(3, 12, 8)
+    torch.testing.assert_close(mine(x), their(x, x, x)[0], atol=1e-6, rtol=1e-6)
+
+
+def block_diagonal(M, D, residual=True, scale=True):
+    "The (L D, L D) matrix that acts on the flattened row, entry by entry."
+    H, L, _ = M.shape
+    big = torch.zeros(L*D, L*D)
+    for t in range(L):
+        for s in range(L):
+            for c in range(D): big[t*D + c, s*D + c] = M[c//(D//H), t, s]*(L**-.5 if scale else 1.) + (residual and t == s)
+    return big
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("scale", [True, False])
+def test_equals_brute_force(heads, residual, scale):
+    torch.manual_seed(heads)
+    m = DenseMixer(5, 6, heads, residual=residual, scale=scale)
+    x = torch.randn(4, 5, 6)
+    want = (block_diagonal(m.M.detach(), 6, residual, scale) @ x.flatten(1).T).T.view(4, 5, 6)
+    torch.testing.assert_close(m(x), want)
+    for h, A in enumerate(m.matrix()): torch.testing.assert_close(mixing_matrix(m, 5, 6, h*6//heads), A.detach())
+
+
+def test_linear_and_identity():
+    torch.manual_seed(0)
+    m, x, y = DenseMixer(9, 6, 3), torch.randn(2, 9, 6), torch.randn(2, 9, 6)
+    torch.testing.assert_close(m(.5*x - 2*y), .5*m(x) - 2*m(y))
+    nn.init.zeros_(m.M)
+    assert torch.equal(m(x), x)
+
+
+def test_xavier_counts_the_axes_as_pytorch_does():
+    torch.manual_seed(0)
+    for L, H in ((64, 2), (40, 16)): assert DenseMixer(L, 16, H).M.std().item() == pytest.approx((2/(L*(L + H)))**.5, rel=.05)
+
+
+def test_every_static_mixer_is_a_special_case():
+    torch.manual_seed(0)
+    x = torch.randn(2, 11, 4)
+    for other in (Pooling(4, causal=False), RandomMatrix(4, seq_len=11, causal=False), RandomMatrix(4, seq_len=11, causal=True)):
+        torch.testing.assert_close(DenseMixer(11, 4).become(mixing_matrix(other, 11, 4))(x), other(x), msg=type(other).__name__)
+    conv = DepthwiseConv(4, causal=False)
+    per_channel = torch.stack([toeplitz(conv.weight[:, c].detach(), 11) for c in range(4)])
+    m = DenseMixer(11, 4, 4).become(per_channel)
+    torch.testing.assert_close(m(x), conv(x))
+    torch.testing.assert_close(m.M, 11**.5*(per_channel - torch.eye(11)))
+
+
+def test_toeplitz_is_conv1d():
+    torch.manual_seed(0)
+    for k, T in ((1, 5), (3, 5), (7, 3), (5, 12)):
+        w, x = torch.randn(k), torch.randn(T)
+        torch.testing.assert_close(toeplitz(w, T) @ x, F.conv1d(x[None, None], w[None, None], padding=k//2)[0, 0])
+
+
+def test_a_frozen_attention_map():
+    torch.manual_seed(0)
+    attention, x, y = SoftmaxAttention(8, heads=4, causal=False), torch.randn(1, 10, 8), torch.randn(1, 10, 8)
+    m = DenseMixer(10, 8, 4).become(attention_map(attention, x)[0])
+    torch.testing.assert_close(attention.o_proj(m(attention.v_proj(x))), attention(x))
+    assert (attention.o_proj(m(attention.v_proj(y))) - attention(y)).abs().max() > 1e-3      # another input, another map
+
+
+@pytest.mark.parametrize("name", ["dense", "dense-block"])
+def test_protocol(name):
+    check_mixer(MIXERS[name])
+    assert MIXERS[name].paper == "justdense"
+    with pytest.raises(ValueError, match="no causal form"): MIXERS[name](8, causal=True)
+
+
+def test_gate_is_hydras():
+    torch.manual_seed(0)
+    m, x = DenseBlock(6, 9, heads=2, gate=True), torch.randn(2, 9, 6)
+    u, z = (x @ m.in_proj.weight.T).split(12, -1)
+    y = m.mixer(F.silu(F.conv1d(u.mT, m.conv.weight, m.conv.bias, padding=3, groups=12)).mT)
+    y = y/(y.square().mean(-1, keepdim=True) + 1e-5).sqrt()*z*z.sigmoid()
+    torch.testing.assert_close(m(x), y @ m.out_proj.weight.T)
+
+
+def test_shorter_rows_end_in_zeros():
+    torch.manual_seed(0)
+    for m in (DenseMixer(9, 6, 2, shorter=True), DenseBlock(6, 9, heads=2, shorter=True)):
+        x = torch.randn(2, 5, 6)
+        torch.testing.assert_close(m(x), m(F.pad(x, (0, 0, 0, 4)), positions=torch.tensor([[0, 1, 2, 3, 4, -1, -1, -1, -1]]))[:, :5])
+
+
+@pytest.mark.parametrize("make", [lambda: DenseMixer(6, 8, 2), lambda: DenseBlock(8, 6, heads=2, gate=True)], ids=["mixer", "block"])
+def test_bf16_and_small_input(make):
+    torch.manual_seed(0)
+    m, x = make(), torch.randn(3, 6, 8)
+    want, got = m(x), m.to(torch.bfloat16)(x.bfloat16())
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, atol=.1, rtol=.05)
+    assert m(x[:0].bfloat16()).shape == (0, 6, 8)
+
+
+def test_bad_input():
+    for T in (1, 5, 7):
+        with pytest.raises(ValueError, match="made for 6.*length="): DenseMixer(6, 8)(torch.zeros(1, T, 8))
+    with pytest.raises(ValueError, match="made for 6"): DenseMixer(6, 8, shorter=True)(torch.zeros(1, 7, 8))
+    with pytest.raises(ValueError, match=r"give \(B, 6, 8\)"): DenseMixer(6, 8)(torch.zeros(1, 6, 9))
+    with pytest.raises(ValueError, match=r"give \(B, 6, 8\)"): DenseMixer(6, 8)(torch.zeros(6, 8))
+    for kw in (dict(length=0, dim=8), dict(length=4, dim=8, heads=3), dict(length=4, dim=8, heads=0)):
+        with pytest.raises(ValueError, match="multiple of heads"): DenseMixer(**kw)
+    with pytest.raises(ValueError, match="odd"): DenseBlock(8, 6, conv=2)
+    with pytest.raises(ValueError, match="choose from"): with_mixer("patches", "dens", "forecasting")
+    with pytest.raises(ValueError, match="choose from"): with_mixer("patch", "dense", "forecasting")
+    with pytest.raises(ValueError, match="choose from"): with_mixer("patches", "dense", "forecast")
+
+
+class Two(nn.Module):
+    "A model with one attention in two places and another inside a module."
+    def __init__(self):
+        super().__init__()
+        self.first = SoftmaxAttention(8, causal=False)
+        self.again, self.rest = self.first, nn.ModuleList([nn.Sequential(SoftmaxAttention(8, causal=False))])
+
+
+def test_replace_mixer():
+    model = Two().to(torch.bfloat16).eval()
+    done = replace_mixer(model, SoftmaxAttention, lambda old: DenseMixer(5, 8))
+    assert done.names == ("first", "again", "rest.0.0") and model.first is model.again and model.first is not model.rest[0][0]
+    assert (done.before, done.after) == (2*4*64, 2*25)
+    assert model.first.M.dtype == torch.bfloat16 and not model.first.training
+    model = Two()
+    assert replace_mixer(model, "rest.*", lambda old: nn.Identity()).names == ("rest.0",)                 # the outermost
+    assert replace_mixer(model, lambda name, m: name == "first", lambda old: nn.Identity()).names == ("first",)
+    with pytest.raises(ValueError, match="no module matches 'x'"): replace_mixer(model, "x", lambda old: old)
+    with pytest.raises(ValueError, match="must return a module"): replace_mixer(model, "again", lambda old: None)
+
+
+def test_in_pytorchs_encoder():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.), 2, enable_nested_tensor=False)
+    replace_mixer(encoder, "*.self_attn", lambda old: InEncoder(DenseMixer(6, 8, 2)))
+    x, pad = torch.randn(3, 6, 8), torch.tensor([[False]*6, [False]*4 + [True]*2, [False] + [True]*5])
+    for training in (True, False):
+        encoder.train(training)
+        y = encoder(x, src_key_padding_mask=pad)
+        z = encoder(x.masked_fill(pad[..., None], 9.), src_key_padding_mask=pad)
+        torch.testing.assert_close(y[~pad], z[~pad])                                                     # padding is not read
+    layer, h = encoder.layers[0], encoder.layers[0].self_attn.mixer(x)
+    torch.testing.assert_close(layer(x), layer.norm2(layer.norm1(x + h) + layer.linear2(layer.linear1(layer.norm1(x + h)).relu())))
+    with pytest.raises(ValueError, match="same tensor"): layer.self_attn(x, x.clone(), x)
+    with pytest.raises(ValueError, match="attn_mask"): encoder(x, mask=torch.zeros(6, 6))
+
+
+@pytest.mark.parametrize("goal", jd.GOALS)
+@pytest.mark.parametrize("host", list(jd.HOSTS))
+def test_swaps_change_the_mixer_alone(goal, host):
+    own = with_mixer(host, "own", goal, seed=3)
+    for swap in jd.SWAPS:
+        model = with_mixer(host, swap, goal, seed=3)
+        other, mine = model.state_dict(), own.state_dict()
+        assert all(torch.equal(mine[k], other[k]) for k in mine if ".mixer." not in k)
+        frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+        assert bool(frozen) == (swap in ("identity", "conv only", "random"))
+        batch = jd.series_batch(model, jd.SERIES["generated"][goal][0], 0)
+        y = model(batch["x"], batch.get("seen"))
+        assert y.isfinite().all()
+        jd.series_loss(jd.LMOutput(y, None), batch).sum().backward()
+
+
+def test_what_hosts_may_mix():
+    "Variates never meet in patches; time steps only through the mixer in the vanilla encoder's forecast."
+    x = torch.randn(1, 32, 6, requires_grad=True)
+    grad = lambda m, y: torch.autograd.grad(y.sum(), x)[0][0].abs()
+    m = with_mixer("patches", "own", "forecasting")
+    assert (grad(m, m(x)[..., 2]).sum(0) > 0).tolist() == [False, False, True, False, False, False]
+    z = torch.randn(1, 32, 6)
+    still = with_mixer("vanilla", "identity", "forecasting")
+    a, b = still.norm(still.blocks(still.embed(z))), still.norm(still.blocks(still.embed(torch.randn(1, 32, 6))))
+    torch.testing.assert_close(a[:, 33:-1], b[:, 33:-1])                     # the embedding's convolution reaches one step, around the ends too
+    mixed = with_mixer("vanilla", "random", "forecasting")
+    a, b = mixed.norm(mixed.blocks(mixed.embed(z))), mixed.norm(mixed.blocks(mixed.embed(torch.randn(1, 32, 6))))
+    assert (a - b)[:, 33:-1].abs().min(-1).values.max() > 1e-3
+
+
+def test_imputation_does_not_see_what_is_hidden():
+    for host in jd.HOSTS:
+        m = with_mixer(host, "dense", "imputation")
+        batch = jd.series_batch(m, jd.sensors, 0)
+        x, seen = batch["x"], batch["seen"]
+        assert .7 < seen.float().mean() < .8
+        torch.testing.assert_close(m(x, seen), m(x.masked_fill(~seen, 99.), seen))
+
+
+def test_data():
+    for data, goals in jd.SERIES.items():
+        for goal, (draw, sizes) in goals.items():
+            kw = dict(steps=32, variates=6) | {k: v for k, v in sizes.items() if k in ("steps", "variates")}
+            a, b = (draw(8, kw["steps"], 5, False) for _ in range(2))
+            a, b = (v if isinstance(v, tuple) else (v,) for v in (a, b))
+            assert all(torch.equal(u, v) for u, v in zip(a, b)) and a[0].shape == (8, kw["steps"], kw["variates"])
+    clean = jd.sensors(64, 40, 0)
+    for i, d in enumerate(jd.DELAYS):                                        # sensor i is sensor 1, d steps later, but for noise
+        assert (clean[:, d:, i] - clean[:, :40 - d, 1]).std() < .2
+    x, y = jd.digits(2000, 8, 0), jd.digits(2000, 8, 0, True)
+    rows = lambda v: {tuple(r) for r in v[0].flatten(1).mul(16).int().tolist()}
+    assert not rows(x) & rows(y)                                             # no picture in both
+
+
+def test_comparable():
+    assert jd.comparable(1., 1.03, "imputation") and not jd.comparable(1., 1.031, "imputation")
+    assert jd.comparable(.02, .03, "classification") and not jd.comparable(.02, .0301, "anomaly") and jd.comparable(.5, .514, "anomaly")
+
+
+def test_training_helps():
+    m = with_mixer("inverted", "dense", "forecasting")
+    before = jd.series_error(m, jd.sensors, B=64)
+    assert jd.series_error(jd.train_series(m, jd.sensors, steps=30), jd.sensors, B=64) < before
