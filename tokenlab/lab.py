@@ -10,9 +10,10 @@ from .registry import PACKAGE, command, section, write_json, write_whole
 
 # %% auto #0
 __all__ = ['FOLDER', 'CORPORA', 'SHAPES', 'STEPS', 'RATES', 'CARD', 'lab_names', 'lab_folder', 'load_from', 'load_lab',
-           'open_model', 'lab_texts', 'train_tokenizer', 'new_lab', 'halves_first', 'likely', 'map_file', 'save_laws',
-           'WithLaws', 'distance', 'distill', 'prepare', 'fit_lab', 'train_lab', 'overlap', 'repetition', 'bits',
-           'baseline_bits', 'habits', 'measure_lab', 'held_out_overlap', 'write_card', 'lab_report', 'lab_section']
+           'open_model', 'lab_texts', 'train_tokenizer', 'new_lab', 'halves_first', 'kept_law', 'weights_of',
+           'map_file', 'save_laws', 'WithLaws', 'distance', 'distill', 'prepare', 'fit_lab', 'train_lab', 'overlap',
+           'repetition', 'bits', 'baseline_bits', 'habits', 'measure_lab', 'held_out_overlap', 'write_card',
+           'lab_report', 'lab_section']
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #4c80d147
 FOLDER = PACKAGE/"data"/"lab"
@@ -94,11 +95,32 @@ def halves_first(batches, until:int): # step -> batch
         return {"ids": ids if step >= until else ids.reshape(2*ids.shape[0], ids.shape[1]//2)}
     return batch
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #3c35b60e
-def likely(logits, k:int)->tuple: # ids and probabilities, both (..., k)
-    "The `k` most likely tokens of each law and their probabilities, most likely first; of `logits` (..., V)."
-    top = logits.float().topk(k)
-    return top.indices, (top.values - logits.float().logsumexp(-1, keepdim=True)).exp()
+# %% ../nbs/00_foundations/12_lab_models.ipynb #b2d033e3
+def kept_law(
+    logits,            # (..., V)
+    k:int,             # The most likely tokens, kept as they are
+    draws:int=0,       # Tokens drawn, with replacement, from the rest of the law
+    *, generator=None, # Of the draws
+)->tuple: # ids and log probabilities, both (..., k + draws)
+    "The `k` most likely tokens of each law, most likely first, and a sample of the others."
+    import torch
+    z = logits.float()
+    logs = z - z.logsumexp(-1, keepdim=True)
+    top = logs.topk(k)
+    if not draws: return top.indices, top.values
+    rest = logs.exp().scatter(-1, top.indices, 0.).cumsum(-1)                                # (..., V), up to the weight of the rest
+    at = torch.rand(*z.shape[:-1], draws, generator=generator, device=z.device)*rest[..., -1:]
+    drawn = torch.searchsorted(rest, at, right=True).clamp(max=z.shape[-1] - 1)              # (..., draws)
+    return torch.cat([top.indices, drawn], -1), torch.cat([top.values, logs.gather(-1, drawn)], -1)
+
+def weights_of(log_probs, k:int): # (..., k + draws)
+    "What each kept token counts in a sum over the law: its probability; each of the draws, an equal part of the rest."
+    import torch
+    top = log_probs[..., :k].exp()
+    draws = log_probs.shape[-1] - k
+    if not draws: return top
+    rest = (1 - top.sum(-1, keepdim=True)).clamp(min=0)/draws
+    return torch.cat([top, rest.expand(*top.shape[:-1], draws)], -1)
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #ec7723e0
 def map_file(path:Path, shape:tuple[int, ...], dtype)->"np.ndarray": # Zeros, if the file is new
@@ -109,51 +131,53 @@ def map_file(path:Path, shape:tuple[int, ...], dtype)->"np.ndarray": # Zeros, if
     if (found.shape, found.dtype) != (shape, np.dtype(dtype)): raise ValueError(f"{path} holds {found.shape} of {found.dtype}, not {shape} of {np.dtype(dtype)}: it is of another run, remove its folder")
     return found
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #63d7339f
+# %% ../nbs/00_foundations/12_lab_models.ipynb #926378e6
 def save_laws(
     teacher,               # The model whose laws are kept
     blocks,                # Token blocks (N, T)
-    folder:Path,           # Where they go: N*T*k*4 bytes
-    *, k:int=32,           # Tokens of each law
+    folder:Path,           # Where they go: N*T*(k + draws)*4 bytes
+    *, k:int=32,           # Most likely tokens of each law
+    draws:int=16,          # Tokens drawn from the rest
     batch_size:int=8,      # Blocks at a time
-)->tuple: # ids (N, T, k) uint16, probs (N, T, k) float16
-    "The most likely next tokens at every position of `blocks`, by `teacher`; goes on where it stopped."
+)->tuple: # ids (N, T, k + draws) uint16, log probabilities float16
+    "`kept_law` of `teacher` at every position of `blocks`; goes on where it stopped."
     import torch
     from tqdm.auto import tqdm
     from tokenlab.training import autocast, dtype_of
     folder.mkdir(parents=True, exist_ok=True)
     N, T = len(blocks), blocks.seq_len
-    ids, probs, done = (map_file(folder/f"{name}.npy", shape, dtype) for name, shape, dtype in (("ids", (N, T, k), "uint16"), ("probs", (N, T, k), "float16"), ("done", (N,), bool)))
+    ids, logs, done = (map_file(folder/f"{name}.npy", shape, dtype) for name, shape, dtype in (("ids", (N, T, k + draws), "uint16"), ("log_probs", (N, T, k + draws), "float16"), ("done", (N,), bool)))
     for at in tqdm([i for i in range(0, N, batch_size) if not done[i:i+batch_size].all()], desc="laws of the teacher", disable=bool(done.all())):
         batch = blocks[list(range(at, min(at + batch_size, N)))]["ids"]
-        with torch.inference_mode(), autocast(batch.device, dtype_of("auto", batch.device)): found = likely(teacher(batch).logits, k)
-        for file, x in zip((ids, probs), found): file[at:at+batch_size] = x.numpy()
+        with torch.inference_mode(), autocast(batch.device, dtype_of("auto", batch.device)): logits = teacher(batch).logits
+        found = kept_law(logits, k, draws, generator=torch.Generator().manual_seed(at))
+        for file, x in zip((ids, logs), found): file[at:at+batch_size] = x.numpy()
         done[at:at+batch_size] = True
-    return ids, probs
+    return ids, logs
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #e100c649
+# %% ../nbs/00_foundations/12_lab_models.ipynb #2bf37b4f
 class WithLaws:
-    "Token blocks together with the saved laws: `blocks[[i, j]]` is a batch with `ids` (B, T), `likely` (B, T, k) and `probs` (B, T, k)."
-    def __init__(self, blocks, ids, probs): self.blocks, self.ids, self.probs = blocks, ids, probs
+    "Token blocks together with the saved laws: `blocks[[i, j]]` is a batch with `ids` (B, T), and `kept`, `log_probs` and `weights` (B, T, k + draws)."
+    def __init__(self, blocks, ids, log_probs, k:int=32): self.blocks, self.kept, self.log_probs, self.k = blocks, ids, log_probs, k
     def __len__(self): return len(self.blocks)
     def __getitem__(self, rows:list[int])->dict:
         import torch
-        likely, probs = (torch.from_numpy(x[rows]) for x in (self.ids.view("int16"), self.probs))
-        return {"ids": self.blocks[rows]["ids"], "likely": likely.long() & 0xffff, "probs": probs.float()}
+        kept, logs = torch.from_numpy(self.kept.view("int16")[rows]), torch.from_numpy(self.log_probs[rows]).float()
+        return {"ids": self.blocks[rows]["ids"], "kept": kept.long() & 0xffff, "log_probs": logs, "weights": weights_of(logs, self.k)}
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #096a9f96
-def distance(logits, likely, probs, tv:float):
+# %% ../nbs/00_foundations/12_lab_models.ipynb #ce1e3c36
+def distance(logits, kept, log_probs, weights, tv:float):
     "Cross-entropy of `logits` (B, T, V) against kept laws, plus `tv` times their total variation distance (B, T)."
-    import torch
     z = logits.float()
-    log_q = z.gather(-1, likely) - z.logsumexp(-1, keepdim=True)          # (B, T, k)
-    return -(probs*log_q).sum(-1) + tv*(1 - torch.minimum(probs, log_q.exp()).sum(-1))
+    log_q = z.gather(-1, kept) - z.logsumexp(-1, keepdim=True)            # (B, T, k + draws)
+    overlap = (weights*(log_q - log_probs).clamp(max=0).exp()).sum(-1)
+    return -(weights*log_q).sum(-1) + tv*(1 - overlap)
 
 def distill(tv:float=10., *, compile:bool=False): # A `Loss` for batches of `WithLaws`
     "Cross-entropy against the teacher's kept laws and `tv` times the distance from them, at every position that has a next token."
     import torch
     far = torch.compile(distance) if compile else distance
-    return lambda output, batch: far(output.logits, batch["likely"], batch["probs"], tv)*(batch["targets"] >= 0)
+    return lambda output, batch: far(output.logits, batch["kept"], batch["log_probs"], batch["weights"], tv)*(batch["targets"] >= 0)
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #81c00689
 STEPS = {"lab-base": 3000, "lab-draft": 10000}
@@ -170,7 +194,7 @@ def prepare(out:Path): # Blocks of 512 tokens, tokenizer, manifest {corpus: [(pa
     blocks = corpora.pack([t for part in texts.values() for t in part], tokenizer, 512, drop_last=True)
     return blocks, tokenizer, {name: corpora.manifest(d) for name, d in data.items()}
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #6fbadb8b
+# %% ../nbs/00_foundations/12_lab_models.ipynb #e6a25c0b
 def fit_lab(name:str, blocks, tokenizer, out:Path, *, steps:int, seed:int=0, batch_size:int=8, compile:bool=True):
     "Train one lab model on packed blocks; returns it and its history."
     from tokenlab.training import Compiled, fit, muon, next_token, shuffled
@@ -178,9 +202,9 @@ def fit_lab(name:str, blocks, tokenizer, out:Path, *, steps:int, seed:int=0, bat
     if name == "lab-draft":
         base = load_from(out/"lab-base")[0].eval()
         laws = save_laws(Compiled(base) if compile else base, blocks, out/"lab-base-laws")
-        loss, batches = distill(compile=compile), shuffled(WithLaws(blocks, *laws), batch_size, seed=seed)
-    else: loss, batches = next_token, halves_first(shuffled(blocks, batch_size, seed=seed), until=3*steps//5)
-    history = fit(lm, batches, steps=steps, loss=loss, optimizer=muon, lr=RATES[name], compile=compile, checkpoint=out/f"{name}-checkpoints", save_every=100, seed=seed)
+        loss, batches, floor = distill(compile=compile), shuffled(WithLaws(blocks, *laws), batch_size, seed=seed), 0.
+    else: loss, batches, floor = next_token, halves_first(shuffled(blocks, batch_size, seed=seed), until=3*steps//5), None
+    history = fit(lm, batches, steps=steps, loss=loss, optimizer=muon, lr=RATES[name], min_lr=floor, compile=compile, checkpoint=out/f"{name}-checkpoints", save_every=100, seed=seed)
     return lm, history
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #618d35d2
