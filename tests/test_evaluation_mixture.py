@@ -89,7 +89,7 @@ def test_lazy_rows_give_the_optimum_of_all_rows(noisy):
     rows = all_rows(noisy)
     alpha, objective, v, u = noisy.minimise(rows, noisy.excess(rows))
     assert objective > 1
-    for found in (noisy.solve().objective, noisy.solve(limit=200).objective, noisy.solve_lazily(most=3, limit=20)[1]):
+    for found in (noisy.solve().objective, noisy.solve(size=60).objective, noisy.solve_lazily(most=3, limit=20)[1]):
         assert found*noisy.scale == pytest.approx(objective, rel=1e-5, abs=1e-2)
 
 
