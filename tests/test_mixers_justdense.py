@@ -252,6 +252,24 @@ def test_imputation_does_not_see_what_is_hidden():
         torch.testing.assert_close(m(x, seen), m(x.masked_fill(~seen, 99.), seen))
 
 
+def test_rows_of_a_batch_do_not_meet():
+    for host in jd.HOSTS:
+        for goal in ("forecasting", "imputation", "classification"):
+            m, x = with_mixer(host, "dense", goal), torch.randn(3, 32, 6)
+            torch.testing.assert_close(m(x)[1:2], m(x[1:2]))
+
+
+def test_loss_judges_what_was_hidden():
+    y, seen = torch.randn(2, 4, 3), torch.tensor([True, False, True, True])[None, :, None].expand(2, 4, 3)
+    guess = y.clone()
+    guess[:, 1] += 2
+    loss = lambda g: jd.series_loss(jd.LMOutput(g, None), {"y": y, "seen": seen})
+    torch.testing.assert_close(loss(guess), torch.full((2, 1), 4.))
+    guess[:, 0] += 9
+    torch.testing.assert_close(loss(guess), torch.full((2, 1), 4.))
+    torch.testing.assert_close(jd.series_loss(jd.LMOutput(y + 3, None), {"y": y}), torch.full((2, 1), 9.))
+
+
 def test_data():
     for data, goals in jd.SERIES.items():
         for goal, (draw, sizes) in goals.items():
@@ -265,6 +283,7 @@ def test_data():
     x, y = jd.digits(2000, 8, 0), jd.digits(2000, 8, 0, True)
     rows = lambda v: {tuple(r) for r in v[0].flatten(1).mul(16).int().tolist()}
     assert not rows(x) & rows(y)                                             # no picture in both
+    assert len(rows(x)) > 2*len(rows(y))
 
 
 def test_comparable():

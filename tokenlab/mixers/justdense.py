@@ -60,7 +60,7 @@ def attention_map(
     q, k = split(attention.q_proj(x)), split(attention.k_proj(x))
     return (q @ k.mT*attention.head_dim**-.5).softmax(-1)
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #3bba522d
+# %% ../../nbs/04_mixers/14_justdense.ipynb #6518e507
 @implements("justdense")
 class DenseMixer(nn.Module):
     "Y = X + M X/sqrt(L): one matrix of weights for each head, the same for every input."
@@ -79,13 +79,6 @@ class DenseMixer(nn.Module):
         self.factor = length**-.5 if scale else 1.
         self.M = nn.Parameter(nn.init.xavier_normal_(torch.empty(heads, length, length)))
 
-    def check(self, x:Tensor):
-        "Refuse another shape."
-        T = x.shape[1]
-        if x.ndim != 3 or x.shape[2] != self.dim: raise ValueError(f"tokens of shape {tuple(x.shape)}: give (B, {self.length}, {self.dim})")
-        if T > self.length or T < self.length and not self.shorter:
-            raise ValueError(f"rows of {T} tokens, made for {self.length}: cut or pad the rows, or make the mixer with length={T}; its weights belong to their positions")
-
     def forward(self, x:Tensor, *, cache=None, positions=None, mask=None)->Tensor: # (B, L, D)
         no_cache(self, cache)
         if x.numel() == 0: return x
@@ -94,6 +87,15 @@ class DenseMixer(nn.Module):
         v = (x if pad is None else x.masked_fill(pad[..., None], 0)).view(B, T, self.heads, -1).transpose(1, 2)   # (B, H, T, p)
         y = (self.factor*self.M[:, :T, :T] @ v).transpose(1, 2).reshape(B, T, D)
         return x + y if self.residual else y
+
+# %% ../../nbs/04_mixers/14_justdense.ipynb #b22e367e
+@patch
+def check(self:DenseMixer, x:Tensor):
+    "Refuse another shape."
+    if x.ndim != 3 or x.shape[2] != self.dim: raise ValueError(f"tokens of shape {tuple(x.shape)}: give (B, {self.length}, {self.dim})")
+    T = x.shape[1]
+    if T > self.length or T < self.length and not self.shorter:
+        raise ValueError(f"rows of {T} tokens, made for {self.length}: cut or pad the rows, or make the mixer with length={T}; its weights belong to their positions")
 
 # %% ../../nbs/04_mixers/14_justdense.ipynb #a256c1d3
 @patch
@@ -108,16 +110,15 @@ def become(self:DenseMixer, A:Tensor)->DenseMixer: # A (L, L) or (H, L, L); retu
     with torch.no_grad(): self.M.copy_((A - torch.eye(self.length).to(A)*self.residual)/self.factor)
     return self
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #10e28d73
+# %% ../../nbs/04_mixers/14_justdense.ipynb #39d14235
 class DenseBlock(nn.Module):
     "Expand, depthwise convolution, SiLU, dense mixer, project back: the layout of Hydra."
     recurrent, causal = False, False
     def __init__(self,
-        dim:int,                # D
-        length:int,             # L
+        dim:int, length:int,    # D, L
         *, expand:int=2,        # Inner width over D
         conv:int=7,             # Tokens of the convolution, odd; 1: a scale and a shift of each channel
-        heads:int=8,            # Matrices of the mixer
+        heads:int=8,            # Matrices
         gate:bool=False,        # RMSNorm(y)*SiLU(z) before the last projection, as in Hydra
         shorter:bool=False,     # Accept rows of fewer tokens
     ):
@@ -131,15 +132,16 @@ class DenseBlock(nn.Module):
 
     def forward(self, x:Tensor, *, cache=None, positions=None, mask=None)->Tensor: # (B, L, D)
         no_cache(self, cache)
-        if x.numel() == 0: return x
+        if not x.numel(): return x
         x, z = (self.in_proj(x), None) if self.norm is None else self.in_proj(x).chunk(2, -1)
         self.mixer.check(x)
-        if (pad := padding_of(positions)) is not None: x = x.masked_fill(pad[..., None], 0)
-        y = self.mixer(F.silu(self.conv(x.mT)).mT, positions=positions)
+        pad = padding_of(positions)
+        y = self.mixer(F.silu(self.conv((x if pad is None else x.masked_fill(pad[..., None], 0)).mT)).mT, positions=positions)
         return self.out_proj(y if z is None else self.norm(y)*F.silu(z))
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #cc9a7fc6
+# %% ../../nbs/04_mixers/14_justdense.ipynb #2af7df03
 def no_causal(causal:bool):
+    "Refuse the causal form."
     if causal: raise ValueError("JustDense has no causal form: its matrix reads every token. Use causal=False, or another mixer")
 
 @mixer("dense", cost="T²", forms=("bidirectional",), paper="justdense")
@@ -154,7 +156,7 @@ def dense_block(dim:int, *, heads:int=1, seq_len:int=1024, causal:bool=False)->D
     no_causal(causal)
     return DenseBlock(dim, seq_len, heads=heads, shorter=True)
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #5764f20c
+# %% ../../nbs/04_mixers/14_justdense.ipynb #97edf8cf
 @dataclass(frozen=True)
 class Replaced:
     "What was swapped, and the parameters of the whole model."
@@ -162,9 +164,12 @@ class Replaced:
     before:int              # Parameters
     after:int
 
-def parameters(model:nn.Module)->int: return sum(p.numel() for p in model.parameters())
+def parameters(model:nn.Module)->int:
+    "How many numbers a model has, frozen ones too."
+    return sum(p.numel() for p in model.parameters())
 
 def chosen(selector:str|type|Callable, name:str, module:nn.Module)->bool:
+    "Does the selector of `replace_mixer` mean this module?"
     if isinstance(selector, str): return fnmatch.fnmatchcase(name, selector)
     return isinstance(module, selector) if isinstance(selector, type) else bool(selector(name, module))
 
@@ -230,17 +235,18 @@ def normalised(x:Tensor, seen:Tensor|None=None)->tuple[Tensor, Tensor, Tensor]: 
     std = (x.square().sum(1, keepdim=True)/n + 1e-5).sqrt()
     return x/std, mean, std
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #006dab40
+# %% ../../nbs/04_mixers/14_justdense.ipynb #49fbd15b
 class SeriesModel(nn.Module):
     "A host: windows in, forecasts, repaired windows or classes out; a subclass has `build`, `embed` and `read`."
+    mixes, rows = True, 1          # Has blocks; sequences of tokens that a window becomes
+    def features(self)->int: return self.rows*self.tokens*self.dim # what a classifier reads
     def __init__(self,
-        goal:str,               # One of GOALS
-        *, steps:int=32,        # L, steps of a window
-        variates:int=6,         # N
-        ahead:int=16,           # Steps to forecast
-        classes:int=4,          # Of a classification
+        goal:str,                         # One of GOALS
+        *, steps:int=32, variates:int=6,  # L and N of a window
+        ahead:int=16,                     # Steps to forecast
+        classes:int=4,                    # Of a classification
         dim:int=32, layers:int=2, heads:int=4, hidden:int=64, # Width, blocks, heads, hidden units
-        seed:int=0,             # Of the weights
+        seed:int=0,                       # Of the weights
     ):
         super().__init__()
         if goal not in GOALS: raise ValueError(f"goal={goal!r}: choose from {', '.join(GOALS)}")
@@ -253,15 +259,11 @@ class SeriesModel(nn.Module):
             if goal == "classification": self.classifier = nn.Linear(self.features(), classes)
         self.norm, self.act = (nn.LayerNorm(dim), nn.GELU()) if self.mixes else (nn.Identity(), nn.Identity())
 
-    mixes, rows = True, 1                                         # has blocks; sequences of tokens that a window becomes
-    def features(self)->int: return self.rows*self.tokens*self.dim # what a classifier reads
-
     def forward(self, x:Tensor, seen:Tensor|None=None)->Tensor: # x, seen (B, L, N) -> (B, out, N), or (B, classes)
         if x.shape[1:] != (self.steps, self.variates): raise ValueError(f"windows of shape {tuple(x.shape)}: give (B, {self.steps}, {self.variates})")
-        z, mean, std = normalised(x, seen)
-        h = self.norm(self.blocks(self.embed(z)))
-        if self.goal == "classification": return self.classifier(self.act(h).reshape(len(x), -1))
-        return self.read(h, len(x))*std + mean
+        x, mean, std = normalised(x, seen)
+        h = self.norm(self.blocks(self.embed(x)))
+        return self.classifier(self.act(h).reshape(len(x), -1)) if self.goal == "classification" else self.read(h, len(x))*std + mean
 
 # %% ../../nbs/04_mixers/14_justdense.ipynb #88c703aa
 def sinusoids(T:int, D:int)->Tensor: # (T, D)
@@ -324,7 +326,7 @@ class LinearModel(SeriesModel):
 
 HOSTS = {"vanilla": VanillaEncoder, "patches": PatchHost, "inverted": InvertedHost}
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #e2e8d38a
+# %% ../../nbs/04_mixers/14_justdense.ipynb #74459c6b
 def no_matrix(m:nn.Module)->nn.Module:
     "The same module with M = 0, frozen."
     for part in m.modules():
@@ -337,6 +339,7 @@ def random_matrix(m:nn.Module)->nn.Module:
         if isinstance(part, DenseMixer): nn.init.normal_(part.M); part.M.requires_grad_(False)
     return m
 
+# %% ../../nbs/04_mixers/14_justdense.ipynb #93af3af4
 SWAPS = {"own": None, "dense": lambda T, D, H: DenseMixer(T, D, H), "block": lambda T, D, H: DenseBlock(D, T, heads=H), "identity": lambda T, D, H: no_matrix(DenseMixer(T, D, H)),
          "conv only": lambda T, D, H: no_matrix(DenseBlock(D, T, heads=H)), "random": lambda T, D, H: random_matrix(DenseMixer(T, D, H))}
 
@@ -381,7 +384,7 @@ def photos(B:int, length:int, seed:int, test:bool=False)->Tensor: # (B, length, 
     pick = lambda n: torch.randint(n, (B, 1), generator=rng)
     return x[pick(2), pick(x.shape[1]), low + pick(high - low - length + 1) + torch.arange(length)]
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #4736595c
+# %% ../../nbs/04_mixers/14_justdense.ipynb #8f749734
 def wave_forms(B:int, length:int, seed:int, test:bool=False)->tuple[Tensor, Tensor]: # (B, length, 6), (B,)
     "Sine, square, saw or triangle: one form in all six variates, with a period, phases and noise of its own."
     rng = torch.Generator().manual_seed(seed)
@@ -392,7 +395,8 @@ def wave_forms(B:int, length:int, seed:int, test:bool=False)->tuple[Tensor, Tens
     return forms[y, torch.arange(B)] + .2*torch.randn(B, length, 6, generator=rng), y
 
 @lru_cache(1)
-def digit_rows()->tuple[Tensor, Tensor]:
+def digit_rows()->tuple[Tensor, Tensor]: # (1797, 8, 8) from 0 to 1, (1797,)
+    "The bundled digits."
     from sklearn.datasets import load_digits
     d = load_digits()
     return torch.tensor(d.images).float()/16, torch.tensor(d.target)
@@ -462,7 +466,7 @@ def comparable(own:float, other:float, goal:str)->bool:
     "Is an error at most 3 % above attention's; or a share at most one point?"
     return other <= 1.03*own or goal in ("anomaly", "classification") and other <= own + .01
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #19295833
+# %% ../../nbs/04_mixers/14_justdense.ipynb #9035ba69
 def series_errors(data:str, seed:int, steps:int=200)->dict[str, float]:
     "Errors of all hosts and swaps on one kind of data, by 'data/goal/host/swap'."
     out = {}
@@ -480,6 +484,9 @@ def series_errors(data:str, seed:int, steps:int=200)->dict[str, float]:
 def measure_justdense(seed:int)->dict[str, float]:
     "Share of pairs in which dense is comparable with attention, and all errors."
     errors = series_errors("generated", seed) | series_errors("bundled", seed)
+    for swap in ("own", "dense"):
+        model = train_series(with_mixer("inverted", swap, "forecasting", seed=seed), sensors, 800, seed)
+        errors[f"longer/forecasting/inverted/{swap} at 800 steps"] = series_error(model, sensors)
     pairs = [k.removesuffix("/dense") for k in errors if k.endswith("/dense")]
     hits = [comparable(errors[p + "/own"], errors[p + "/dense"], p.split("/")[1]) for p in pairs]
     return {"baseline": .5, "method": sum(hits)/len(hits)} | errors
