@@ -9,11 +9,11 @@ from pathlib import Path
 from .registry import PACKAGE, command, section, write_json, write_whole
 
 # %% auto #0
-__all__ = ['FOLDER', 'CORPORA', 'SHAPES', 'STEPS', 'RATES', 'CARD', 'lab_names', 'lab_folder', 'load_from', 'load_lab',
+__all__ = ['FOLDER', 'CORPORA', 'SHAPES', 'STEPS', 'RATES', 'OWN', 'CARD', 'lab_names', 'lab_folder', 'load_from', 'load_lab',
            'open_model', 'lab_texts', 'train_tokenizer', 'new_lab', 'halves_first', 'kept_law', 'weights_of',
-           'map_file', 'save_laws', 'WithLaws', 'distance', 'distill', 'prepare', 'fit_lab', 'train_lab', 'overlap',
-           'repetition', 'bits', 'baseline_bits', 'habits', 'measure_lab', 'held_out_overlap', 'write_card',
-           'lab_report', 'lab_section']
+           'map_file', 'save_laws', 'WithLaws', 'distance', 'distill', 'own_text', 'own_blocks', 'prepare', 'fit_lab',
+           'fit_draft', 'joined', 'train_lab', 'overlap', 'repetition', 'bits', 'baseline_bits', 'habits',
+           'measure_lab', 'held_out_overlap', 'write_card', 'lab_report', 'lab_section']
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #4c80d147
 FOLDER = PACKAGE/"data"/"lab"
@@ -179,9 +179,46 @@ def distill(tv:float=10., *, compile:bool=False): # A `Loss` for batches of `Wit
     far = torch.compile(distance) if compile else distance
     return lambda output, batch: far(output.logits, batch["kept"], batch["log_probs"], batch["weights"], tv)*(batch["targets"] >= 0)
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #81c00689
+# %% ../nbs/00_foundations/12_lab_models.ipynb #eae0061d
+def own_text(
+    lm,                    # Who writes, at temperature 1
+    starts,                # Beginnings (N, P) of ids
+    length:int,            # Tokens of a row in all
+    *, generator=None,     # Of the draws
+):  # ids (N, length)
+    "Rows that `lm` continues to the full length; an end-of-text token ends nothing here."
+    import torch
+    from tokenlab.generate import one_token
+    step = one_token(lm, length) or lm
+    with torch.inference_mode():
+        cache, ids = lm.new_cache(len(starts), length), starts
+        logits = lm(starts, cache=cache).logits[:, -1]
+        while True:
+            drawn = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)             # (N, 1)
+            ids = torch.cat([ids, drawn], 1)
+            if ids.shape[1] == length: return ids
+            logits = step(drawn, cache=cache).logits[:, -1]
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #2de5909c
+def own_blocks(lm, blocks, folder:Path, n:int, *, start:int=64, batch_size:int=64, seed:int=0)->"Blocks":
+    "`n` blocks of the length of `blocks`: the first `start` tokens of some of them, continued by `lm`; goes on where it stopped."
+    import numpy as np, torch
+    from tqdm.auto import tqdm
+    from tokenlab.corpora import Blocks
+    folder.mkdir(parents=True, exist_ok=True)
+    T = blocks.seq_len
+    ids, done = map_file(folder/"blocks.npy", (n, T), "int32"), map_file(folder/"written.npy", (n,), bool)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
+    for at in tqdm([i for i in range(0, n, batch_size) if not done[i:i+batch_size].all()], desc="text of the teacher", disable=bool(done.all())):
+        rows = [order[i % len(order)] for i in range(at, min(at + batch_size, n))]
+        ids[at:at+len(rows)] = own_text(lm, blocks[rows]["ids"][:, :min(start, T - 1)], T, generator=torch.Generator().manual_seed(at)).numpy()
+        done[at:at+batch_size] = True
+    return Blocks(np.asarray(ids).reshape(-1), np.zeros(0, np.int64), T, 0)
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #2b801641
 STEPS = {"lab-base": 3000, "lab-draft": 10000}
 RATES = {"lab-base": 5e-3, "lab-draft": 1e-2}
+OWN = {"steps": .15, "blocks": .2, "rate": 2e-3}                     # text of the base: steps and blocks for each step of the draft's training
 
 def prepare(out:Path): # Blocks of 512 tokens, tokenizer, manifest {corpus: [(path, sha256), ...]}
     "Texts, tokenizer (trained once, then read from `out`) and token blocks."
@@ -194,20 +231,35 @@ def prepare(out:Path): # Blocks of 512 tokens, tokenizer, manifest {corpus: [(pa
     blocks = corpora.pack([t for part in texts.values() for t in part], tokenizer, 512, drop_last=True)
     return blocks, tokenizer, {name: corpora.manifest(d) for name, d in data.items()}
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #e6a25c0b
-def fit_lab(name:str, blocks, tokenizer, out:Path, *, steps:int, seed:int=0, batch_size:int=8, compile:bool=True):
-    "Train one lab model on packed blocks; returns it and its history."
-    from tokenlab.training import Compiled, fit, muon, next_token, shuffled
+# %% ../nbs/00_foundations/12_lab_models.ipynb #e0763bd0
+def fit_lab(name:str, blocks, tokenizer, out:Path, *, steps:int, seed:int=0, batch_size:int=8, compile:bool=True)->tuple: # (LM, losses, tokens, seconds)
+    "Train one lab model on packed blocks."
+    from tokenlab.training import fit, muon, next_token, shuffled
     lm = new_lab(name, tokenizer, seed=seed)
-    if name == "lab-draft":
-        base = load_from(out/"lab-base")[0].eval()
-        laws = save_laws(Compiled(base) if compile else base, blocks, out/"lab-base-laws")
-        loss, batches, floor = distill(compile=compile), shuffled(WithLaws(blocks, *laws), batch_size, seed=seed), 0.
-    else: loss, batches, floor = next_token, halves_first(shuffled(blocks, batch_size, seed=seed), until=3*steps//5), None
-    history = fit(lm, batches, steps=steps, loss=loss, optimizer=muon, lr=RATES[name], min_lr=floor, compile=compile, checkpoint=out/f"{name}-checkpoints", save_every=100, seed=seed)
-    return lm, history
+    usual = dict(optimizer=muon, compile=compile, save_every=100, seed=seed)
+    if name == "lab-draft": return fit_draft(lm, blocks, out, steps, batch_size, usual)
+    batches = halves_first(shuffled(blocks, batch_size, seed=seed), until=3*steps//5)
+    h = fit(lm, batches, steps=steps, loss=next_token, lr=RATES[name], checkpoint=out/f"{name}-checkpoints", **usual)
+    return lm, h.loss, sum(h.tokens), sum(h.seconds)
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #618d35d2
+def fit_draft(lm, blocks, out:Path, steps:int, batch_size:int, usual:dict)->tuple: # (LM, losses, tokens, seconds)
+    "The two parts of the draft's training: the corpora, then half of each batch from the base's own text."
+    from tokenlab.training import Compiled, fit, shuffled
+    base, seed = load_from(out/"lab-base")[0].eval(), usual["seed"]
+    taught = lambda blocks, folder: WithLaws(blocks, *save_laws(Compiled(base) if usual["compile"] else base, blocks, folder))
+    loss, text = distill(compile=usual["compile"]), taught(blocks, out/"lab-base-laws")
+    first = fit(lm, shuffled(text, batch_size, seed=seed), steps=steps, loss=loss, lr=RATES["lab-draft"], min_lr=0., checkpoint=out/"lab-draft-checkpoints", **usual)
+    own = taught(own_blocks(base, blocks, out/"lab-base-text", max(1, round(steps*OWN["blocks"])), seed=seed), out/"lab-base-text")
+    halves = [shuffled(x, max(1, batch_size//2), seed=seed + 1) for x in (text, own)]
+    second = fit(lm, lambda step: joined([h(step) for h in halves]), steps=max(1, round(steps*OWN["steps"])), loss=loss, lr=OWN["rate"], min_lr=0., checkpoint=out/"lab-draft-own-checkpoints", **usual)
+    return lm, first.loss + second.loss, sum(first.tokens + second.tokens), sum(first.seconds + second.seconds)
+
+def joined(batches:list[dict])->dict:
+    "Rows of several batches as one."
+    import torch
+    return {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #824b4d5d
 @command("lab train")
 def train_lab(
     name:str,                    # "lab-base", or "lab-draft" (needs lab-base beside it)
@@ -224,12 +276,12 @@ def train_lab(
     import torch
     out.mkdir(parents=True, exist_ok=True)
     blocks, tokenizer, manifest = prepare(out)
-    lm, history = fit_lab(name, blocks, tokenizer, out, steps=steps or STEPS[name], seed=seed, compile=compile)
+    lm, losses, tokens, seconds = fit_lab(name, blocks, tokenizer, out, steps=steps or STEPS[name], seed=seed, compile=compile)
     lm.to(torch.bfloat16).save_pretrained(out/name)
     tokenizer.save(out/name/"tokenizer.json")
     write_json(out/name/"manifest.json", manifest)
-    write_json(out/name/"history.json", {"losses": [round(x, 4) for x in history.loss], "tokens": sum(history.tokens), "seconds": sum(history.seconds), "seed": seed})
-    return f"{out/name}: {sum(history.tokens)/1e6:.1f} million tokens in {sum(history.seconds)/60:.0f} min"
+    write_json(out/name/"history.json", {"losses": [round(x, 4) for x in losses], "tokens": tokens, "seconds": seconds, "seed": seed})
+    return f"{out/name}: {tokens/1e6:.1f} million tokens in {seconds/60:.0f} min"
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #65d3b2ee
 def overlap(target, draft, ids)->float:
