@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mixtures", type=int, default=20)
     parser.add_argument("--most", type=int, default=1000, help="mixtures in this call")
-    parser.add_argument("--merges", type=int, default=1000)
+    parser.add_argument("--merges", type=int, default=None, help="of the published lists, from the first; unset: all")
     parser.add_argument("--only", nargs="*", default=["recovered", *PUBLISHED])
     parser.add_argument("--out", type=Path, default=ROOT/"results"/"benchmarks"/"data_mixture.json")
     args = parser.parse_args()
