@@ -11,9 +11,9 @@ from .registry import PACKAGE, command, section, write_json, write_whole
 # %% auto #0
 __all__ = ['FOLDER', 'CORPORA', 'SHAPES', 'STEPS', 'RATES', 'OWN', 'CARD', 'lab_names', 'lab_folder', 'load_from', 'load_lab',
            'open_model', 'lab_texts', 'train_tokenizer', 'new_lab', 'halves_first', 'kept_law', 'weights_of',
-           'map_file', 'save_laws', 'WithLaws', 'distance', 'distill', 'own_text', 'own_blocks', 'prepare', 'fit_lab',
-           'fit_draft', 'joined', 'train_lab', 'overlap', 'repetition', 'bits', 'baseline_bits', 'habits',
-           'measure_lab', 'held_out_overlap', 'write_card', 'lab_report', 'lab_section']
+           'map_file', 'unfinished', 'save_laws', 'WithLaws', 'distance', 'distill', 'own_text', 'own_blocks',
+           'prepare', 'fit_lab', 'fit_draft', 'joined', 'train_lab', 'overlap', 'repetition', 'bits', 'baseline_bits',
+           'habits', 'measure_lab', 'held_out_overlap', 'write_card', 'lab_report', 'lab_section']
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #4c80d147
 FOLDER = PACKAGE/"data"/"lab"
@@ -122,7 +122,7 @@ def weights_of(log_probs, k:int): # (..., k + draws)
     rest = (1 - top.sum(-1, keepdim=True)).clamp(min=0)/draws
     return torch.cat([top, rest.expand(*top.shape[:-1], draws)], -1)
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #ec7723e0
+# %% ../nbs/00_foundations/12_lab_models.ipynb #4c46348f
 def map_file(path:Path, shape:tuple[int, ...], dtype)->"np.ndarray": # Zeros, if the file is new
     "An array in a file; ValueError if the file holds another one."
     import numpy as np
@@ -131,7 +131,14 @@ def map_file(path:Path, shape:tuple[int, ...], dtype)->"np.ndarray": # Zeros, if
     if (found.shape, found.dtype) != (shape, np.dtype(dtype)): raise ValueError(f"{path} holds {found.shape} of {found.dtype}, not {shape} of {np.dtype(dtype)}: it is of another run, remove its folder")
     return found
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #926378e6
+def unfinished(done, batch_size:int, desc:str): # done (N,) bool; gives the first row of each batch
+    "The batches that are not marked in `done`, with a progress bar; each is marked when the next is asked for."
+    from tqdm.auto import tqdm
+    for at in tqdm([i for i in range(0, len(done), batch_size) if not done[i:i+batch_size].all()], desc=desc, disable=bool(done.all())):
+        yield at
+        done[at:at+batch_size] = True
+
+# %% ../nbs/00_foundations/12_lab_models.ipynb #fc745438
 def save_laws(
     teacher,               # The model whose laws are kept
     blocks,                # Token blocks (N, T)
@@ -142,17 +149,15 @@ def save_laws(
 )->tuple: # ids (N, T, k + draws) uint16, log probabilities float16
     "`kept_law` of `teacher` at every position of `blocks`; goes on where it stopped."
     import torch
-    from tqdm.auto import tqdm
     from tokenlab.training import autocast, dtype_of
     folder.mkdir(parents=True, exist_ok=True)
     N, T = len(blocks), blocks.seq_len
     ids, logs, done = (map_file(folder/f"{name}.npy", shape, dtype) for name, shape, dtype in (("ids", (N, T, k + draws), "uint16"), ("log_probs", (N, T, k + draws), "float16"), ("done", (N,), bool)))
-    for at in tqdm([i for i in range(0, N, batch_size) if not done[i:i+batch_size].all()], desc="laws of the teacher", disable=bool(done.all())):
+    for at in unfinished(done, batch_size, "laws of the teacher"):
         batch = blocks[list(range(at, min(at + batch_size, N)))]["ids"]
         with torch.inference_mode(), autocast(batch.device, dtype_of("auto", batch.device)): logits = teacher(batch).logits
         found = kept_law(logits, k, draws, generator=torch.Generator().manual_seed(at))
         for file, x in zip((ids, logs), found): file[at:at+batch_size] = x.numpy()
-        done[at:at+batch_size] = True
     return ids, logs
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #2bf37b4f
@@ -199,20 +204,18 @@ def own_text(
             if ids.shape[1] == length: return ids
             logits = step(drawn, cache=cache).logits[:, -1]
 
-# %% ../nbs/00_foundations/12_lab_models.ipynb #2de5909c
+# %% ../nbs/00_foundations/12_lab_models.ipynb #58c9ca3a
 def own_blocks(lm, blocks, folder:Path, n:int, *, start:int=64, batch_size:int=64, seed:int=0)->"Blocks":
     "`n` blocks of the length of `blocks`: the first `start` tokens of some of them, continued by `lm`; goes on where it stopped."
     import numpy as np, torch
-    from tqdm.auto import tqdm
     from tokenlab.corpora import Blocks
     folder.mkdir(parents=True, exist_ok=True)
     T = blocks.seq_len
     ids, done = map_file(folder/"blocks.npy", (n, T), "int32"), map_file(folder/"written.npy", (n,), bool)
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
-    for at in tqdm([i for i in range(0, n, batch_size) if not done[i:i+batch_size].all()], desc="text of the teacher", disable=bool(done.all())):
+    for at in unfinished(done, batch_size, "text of the teacher"):
         rows = [order[i % len(order)] for i in range(at, min(at + batch_size, n))]
         ids[at:at+len(rows)] = own_text(lm, blocks[rows]["ids"][:, :min(start, T - 1)], T, generator=torch.Generator().manual_seed(at)).numpy()
-        done[at:at+batch_size] = True
     return Blocks(np.asarray(ids).reshape(-1), np.zeros(0, np.int64), T, 0)
 
 # %% ../nbs/00_foundations/12_lab_models.ipynb #2b801641
