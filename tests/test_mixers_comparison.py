@@ -59,36 +59,17 @@ def test_limits_leave_lengths_out():
     assert frame[frame.method == "random"].error.notna().tolist() == [False, False, True, True] and frame[frame.method == "identity"].error.isna().all()
 
 
-@pytest.mark.parametrize("pairs,B", [(1, 1), (8, 3), (32, 2)])
-def test_associative_recall_can_be_solved_from_its_context(pairs, B):
-    batch = c.associative(B, pairs, seed=1)
-    for ids, targets in zip(batch["ids"].tolist(), batch["targets"].tolist()):
-        told = dict(zip(ids[:2*pairs:2], ids[1:2*pairs:2]))
-        assert len(told) == pairs and sorted(ids[2*pairs::2]) == sorted(told)
-        assert targets == [-1]*(2*pairs) + [x for k in ids[2*pairs::2] for x in (told[k], -1)]
-
-
-def test_needle_stands_once_before_the_questions():
-    batch = c.needle(50, 40, seed=2)
-    for ids, targets in zip(batch["ids"].tolist(), batch["targets"].tolist()):
-        for i in range(32, 40, 2):
-            at = ids.index(ids[i])
-            assert at < 31 and ids.count(ids[i]) == 2 and ids[at + 1] == targets[i] == ids[i + 1] and 32 <= targets[i] < 64
-        assert all(t == -1 for t in targets[:32] + targets[33::2])
-
-
 def test_every_mixer_can_do_every_task_of_its_form():
     for name in mixers_of("causal"):
         assert c.small_lm(name, vocab_size=20, seq_len=16, seed=0)(torch.ones(1, 8, dtype=torch.long)).logits.shape == (1, 8, 20)
     for name in MIXERS: assert c.Forecaster(name)(torch.zeros(2, 96)).shape == (2, 24)
 
 
-@pytest.mark.slow
 def test_attention_recalls_and_identity_cannot():
-    "Two pairs, a few hundred steps: the task separates what it must."
+    "Two pairs, fifty steps: the task separates what it must."
     work = lambda B, seed: c.associative(B, 2, seed, symbols=4)
-    answers = {n: c.on_recall(n, work, budget=250)["right answers"] for n in ("attention", "identity")}
-    assert answers["attention"] > .8 and answers["identity"] < .4, answers
+    answers = {n: c.on_recall(n, work, budget=50)["right answers"] for n in ("attention", "identity")}
+    assert answers["attention"] > .9 and answers["identity"] < .5, answers
 
 
 def test_rows_merge_and_processes_do_not_lose_each_other(tmp_path):

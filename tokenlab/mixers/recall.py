@@ -39,14 +39,15 @@ def needle(B:int, length:int, seed:int, marks:int=4, symbols:int=32)->dict: # id
     return {"ids": ids, "targets": targets}
 VOCAB = 68    # ids of both tasks
 
-# %% ../../nbs/04_mixers/03_recall.ipynb #f9b8f1aa
+# %% ../../nbs/04_mixers/03_recall.ipynb #a6969836
 class Recaller(nn.Module):
     "A language model whose input at each token carries the token before, too."
     def __init__(self, lm:LM, seed:int=0):
         super().__init__()
         self.lm = lm
-        with seeded(seed): self.before = nn.Embedding(lm.config.vocab_size + 1, lm.config.dim)
-        nn.init.normal_(self.before.weight, std=.02)
+        with seeded(seed):
+            self.before = nn.Embedding(lm.config.vocab_size + 1, lm.config.dim)
+            nn.init.normal_(self.before.weight, std=.02)
 
     def forward(self, ids:Tensor)->LMOutput: # (B, T)
         before = F.pad(ids[:, :-1], (1, 0), value=self.lm.config.vocab_size)     # nothing stands before the first
