@@ -28,7 +28,7 @@ def published_samples() -> dict[str, list[str]]:
 def inferred(name: str, merges: int) -> dict:
     "One published tokenizer."
     samples, start = published_samples(), time.process_time()
-    m = infer_mixture(open_tokenizer(name), samples, n_merges=merges, resamples=2, groups=4, gap=1e-2)
+    m = infer_mixture(open_tokenizer(name), samples, n_merges=merges, resamples=2, groups=4, gap=1e-2, seconds=600)
     return dict(shares=dict(m), std=m.std, pairs=m.pairs, objective=m.objective, gap=m.gap, misfit=m.misfit, merges=m.merges, unseen=m.unseen, slack=m.slack, n_merges=merges, seconds=time.process_time() - start)
 
 

@@ -22,17 +22,17 @@ from .core import BYTE_ORDER, Tokenizer, allowed, as_bytes, as_text
 from .pretokenize import Pretokenizer, byte, class_table, load8, next_piece
 
 # %% auto #0
-__all__ = ['K', 'EMPTY', 'NEVER', 'FEW', 'SHORT', 'LONG', 'ONE_ROW', 'TWO_ROWS', 'BOTH', 'ALL', 'LOW', 'HIGH', 'BATCH',
+__all__ = ['K', 'EMPTY', 'NEVER', 'FEW', 'SHORT', 'LONG', 'ONE_ROW', 'TWO_ROWS', 'BOTH', 'AHEAD', 'ALL', 'LOW', 'HIGH', 'BATCH',
            'LINE_END', 'WALL', 'spread_bits', 'find', 'power_of_two', 'fill', 'pair_table', 'rank_of', 'Model',
            'start_ranks', 'merge_few', 'push', 'pop', 'chance', 'merge_many', 'squeeze', 'hash_bytes', 'same',
            'token_size', 'whole_token', 'enter_whole', 'Cache', 'new_cache', 'short_key', 'bucket', 'remember_short',
-           'remember_long', 'recall_long', 'new_piece', 'encode_spans', 'known_piece', 'write_ends', 'part_end',
-           'joined', 'in_parts', 'FastBPE', 'build_model', 'rank_bytes', 'utf8', 'check_dropout', 'char_offsets',
-           'encode_arrays', 'batches', 'encode_some', 'PieceTable', 'row_of', 'move_rows', 'add_piece', 'key_of',
-           'count_spans', 'add_rows', 'Pieces', 'write_pieces', 'count_pieces', 'read_chunks', 'right_of', 'left_of',
-           'before', 'push_pair', 'pop_pair', 'best_row', 'sketch_pairs', 'count_pairs', 'place_pairs', 'enter_rows',
-           'pack', 'take_away', 'replace_pair', 'enter_pairs', 'FastIndex', 'lay_out', 'first_symbols', 'learn_merges',
-           'make_index', 'from_json']
+           'remember_long', 'recall_long', 'new_piece', 'look_ahead', 'encode_spans', 'recall_short', 'known_piece',
+           'write_ends', 'part_end', 'joined', 'in_parts', 'FastBPE', 'build_model', 'rank_bytes', 'utf8',
+           'check_dropout', 'char_offsets', 'encode_arrays', 'batches', 'encode_some', 'PieceTable', 'row_of',
+           'move_rows', 'add_piece', 'key_of', 'count_spans', 'add_rows', 'Pieces', 'write_pieces', 'count_pieces',
+           'read_chunks', 'right_of', 'left_of', 'before', 'push_pair', 'pop_pair', 'best_row', 'sketch_pairs',
+           'count_pairs', 'place_pairs', 'enter_rows', 'pack', 'take_away', 'replace_pair', 'enter_pairs', 'FastIndex',
+           'lay_out', 'first_symbols', 'learn_merges', 'make_index', 'from_json']
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #34513081
 K = np.uint64(0x9E3779B97F4A7C15)               # odd, its bits without pattern
@@ -62,7 +62,7 @@ def reader(dtype, name, bits):
         return dtype(types.int64, types.int64), codegen
     return read
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #6dc3ff43
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #7e28ceaa
 def writer(dtype, name, bits):
     "An intrinsic that writes item i of the numbers at an address."
     @intrinsic
@@ -73,6 +73,16 @@ def writer(dtype, name, bits):
             return context.get_dummy_value()
         return types.void(types.int64, types.int64, dtype), codegen
     return write
+
+@intrinsic
+def prefetch(typingctx, address):
+    "An intrinsic that asks for the line of memory at an address, and does not wait."
+    def codegen(context, builder, sig, args):
+        i32, at = ir.IntType(32), builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [at.type], ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32]))
+        builder.call(fetch, [at, i32(0), i32(3), i32(1)])                  # to read, to keep near, data
+        return context.get_dummy_value()
+    return types.void(types.int64), codegen
 
 get8, get32, get64 = reader(types.uint8, "get8", 8), reader(types.int32, "get32", 32), reader(types.int64, "get64", 64)
 put8, put32, put64 = writer(types.uint8, "put8", 8), writer(types.int32, "put32", 32), writer(types.int64, "put64", 64)
@@ -292,10 +302,11 @@ def enter_whole(candidates, model, every, ids, near):
         put32(model.whole, at, i)
 FEW = 64    # bytes of the longest piece that is merged without a heap
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #c9825661
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #de41ee0c
 SHORT, LONG = 15, 256   # bytes of the longest piece in each part of the cache
 ONE_ROW, TWO_ROWS = 4, 12   # ids of a short piece
 BOTH = -1 << 63         # the mark, in the number of bytes, of a piece that takes both rows
+AHEAD = 16              # pieces whose buckets are fetched before the first of them is needed
 
 class Cache(NamedTuple):
     "Pieces and their ids, in bounded memory: addresses of arrays, and their sizes."
@@ -308,16 +319,17 @@ class Cache(NamedTuple):
     ring:int       # R
     head:int       # (1,) int64: bytes ever written to the ring
     near:int       # (FEW,) int32: working space
+    ahead:int      # (AHEAD, 4) int64: the next pieces: end, key in two words, bucket
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #ae4fd553
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #6c5afc10
 def new_cache(size:int)->tuple[Cache, list[np.ndarray]]: # for `size` short pieces, rounded up to a power of two; the arrays, to be kept
     "An empty cache."
     size = max(2, power_of_two(size))
     raw, ring = np.zeros(4*size + 8, np.uint64), max(2*LONG, 4*size)
-    rest = [np.full((max(2, size // 8), 4), EMPTY), np.empty(ring, np.uint8), np.empty(ring, np.int32), np.zeros(1, np.int64), np.empty(FEW + 1, np.int32)]
-    long, text, ids, head, near = (a.ctypes.data for a in rest)
+    rest = [np.full((max(2, size // 8), 4), EMPTY), np.empty(ring, np.uint8), np.empty(ring, np.int32), np.zeros(1, np.int64), np.empty(FEW + 1, np.int32), np.empty((AHEAD, 4), np.int64)]
+    long, text, ids, head, near, ahead = (a.ctypes.data for a in rest)
     short = raw.ctypes.data + -raw.ctypes.data % 64      # a bucket of two rows is one line of the processor's cache
-    return Cache(short, size, long, len(rest[0]), text, ids, ring, head, near), [raw, *rest]
+    return Cache(short, size, long, len(rest[0]), text, ids, ring, head, near, ahead), [raw, *rest]
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #0e89f674
 ALL = 0xffffffffffffffff
@@ -408,7 +420,26 @@ def new_piece(text, start, end, size, model, cache, dropout, state, out): # out:
     elif size <= LONG: remember_long(cache, at, size, hashed, out, n)
     return n
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #20458659
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #4e945258
+@njit(cache=True, nogil=True)
+def look_ahead(text, start, size, kind, table, cuts, c, offset, cache):
+    "Write the ends, keys and buckets of the next pieces to `cache.ahead`, and ask for the buckets. Their number."
+    m = np.int64(0)
+    while start < size and m < AHEAD:
+        stop = np.int64(next_piece(text, start, size, kind, table)) if kind >= 0 else cuts[c + m + 1] - offset
+        row = cache.ahead + 32*m
+        put64(row, 0, stop)
+        if stop - start <= SHORT:
+            a, b = short_key(text, start, stop - start, size)
+            at = bucket(cache, a, b)
+            prefetch(at)
+            put64(row, 1, np.int64(a))
+            put64(row, 2, np.int64(b))
+            put64(row, 3, at)
+        m, start = m + 1, stop
+    return m
+
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #59ac645f
 @njit(cache=True, nogil=True)
 def encode_spans(data, bounds, fixed, cuts, kind, classes, model, cache, dropout, state, out, ends, counts):
     "Ids of all spans of `data` one after the other; a span with `fixed` >= 0 is that id. Number of ids, or -1 - b."
@@ -422,30 +453,28 @@ def encode_spans(data, bounds, fixed, cuts, kind, classes, model, cache, dropout
             n, start = n + 1, size
         text = base + offset
         while start < size:
-            if kind >= 0: stop = np.int64(next_piece(text, start, size, kind, table))
-            else:
-                c += 1
-                stop = cuts[c] - offset
-            m = known_piece(text, start, stop, size, cache, ids + 4*n, edges + 8*n, offset, want) if dropout == 0 else np.int64(0)
-            if m == 0: m = in_parts(text, start, stop, size, model, cache, dropout, state, ids + 4*n, edges + 8*n, offset, want)
-            if m < 0: return m
-            n += m
-            start = stop
+            seen = look_ahead(text, start, size, kind, table, cuts, c, offset, cache)
+            if kind < 0: c += seen
+            for i in range(seen):
+                row, m = cache.ahead + 32*i, np.int64(0)
+                stop = get64(row, 0)
+                if dropout == 0 and stop - start <= SHORT: m = recall_short(get64(row, 3), get64(row, 1), get64(row, 2), start, stop, ids + 4*n, edges + 8*n, offset, want)
+                if m == 0: m = in_parts(text, start, stop, size, model, cache, dropout, state, ids + 4*n, edges + 8*n, offset, want)
+                if m < 0: return m
+                n, start = n + m, stop
         counts[span] = n - before
     return n
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #5ae2d779
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #cbeef85d
 @njit(cache=True, nogil=True)
-def known_piece(text, start, stop, size, cache, ids, edges, offset, want):
-    "Write ids and ends of a piece from the short cache. Their number, 0 if it is not there."
-    if stop - start > SHORT: return np.int64(0)
-    a, b = short_key(text, start, stop - start, size)
-    row, room = bucket(cache, a, b), ONE_ROW
-    if get64(row, 0) != np.int64(a) or get64(row, 1) != np.int64(b):
-        if get64(row, 0) == np.int64(a) and get64(row, 1) == np.int64(b) | BOTH: room = TWO_ROWS
+def recall_short(row, a, b, start, stop, ids, edges, offset, want): # row: address of the bucket; a, b: key
+    "Write ids and ends of a short piece that is in its bucket. Their number, 0 if it is not there."
+    room = ONE_ROW
+    if get64(row, 0) != a or get64(row, 1) != b:
+        if get64(row, 0) == a and get64(row, 1) == b | BOTH: room = TWO_ROWS
         else:
             row += 32
-            if get64(row, 0) != np.int64(a) or get64(row, 1) != np.int64(b): return np.int64(0)
+            if get64(row, 0) != a or get64(row, 1) != b: return np.int64(0)
     words = get64(row, 2)
     put32(ids, 0, np.int32(words & 0xfffffff))
     if words >> 32 == 0:
@@ -460,6 +489,13 @@ def known_piece(text, start, stop, size, cache, ids, edges, offset, want):
         if want: put64(edges, n, place)
         n += 1
     return n
+
+@njit(cache=True, nogil=True)
+def known_piece(text, start, stop, size, cache, ids, edges, offset, want):
+    "The same for a part that was not foreseen."
+    if stop - start > SHORT: return np.int64(0)
+    a, b = short_key(text, start, stop - start, size)
+    return recall_short(bucket(cache, a, b), np.int64(a), np.int64(b), start, stop, ids, edges, offset, want)
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #8e2f2fd8
 @njit(cache=True, nogil=True)
@@ -504,9 +540,10 @@ def in_parts(text, start, stop, size, model, cache, dropout, state, ids, edges, 
         remember_short(cache, a, b, ids, n, model)
     return n
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #e0393398
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #17ccbc45
 class FastBPE(BPE):
     "Byte-level byte-pair encoding, compiled: the ids of `BPE`, sooner."
+    def __init__(self, *args, cache_size:int=1 << 20, **options): super().__init__(*args, cache_size=cache_size, **options)
 
     @cached_property
     def _pieces(self)->Pretokenizer: return Pretokenizer.of(self.pattern)
@@ -517,7 +554,11 @@ class FastBPE(BPE):
     @cached_property
     def _caches(self)->list[tuple[Cache, list[np.ndarray]]]: return [] # those that no thread is using
 
-    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ("_pieces", "_model", "_caches")}
+    @cached_property
+    def _numbers(self)->np.ndarray: # every id as a Python object
+        return np.arange(1 + max([len(self.tokens) - 1, *self.special_tokens.values(), *self.added_tokens.values()])).astype(object)
+
+    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ("_pieces", "_model", "_caches", "_numbers")}
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #340637f8
 def build_model(tokenizer:BPE)->tuple[Model, list[np.ndarray]]: # the arrays are to be kept
@@ -574,25 +615,27 @@ def spans(self:FastBPE, text:str|bytes, special:str|Iterable[str]="ignore")->tup
             ids.append(self.added_tokens[inner] if j % 2 else -1)
     return parts, ids
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #1d4b1056
-def run_spans(tokenizer:FastBPE, parts:list[bytes], fixed:list[int], *, offsets:bool, dropout:float=0., seed:int=0)->tuple[np.ndarray, np.ndarray, np.ndarray]: # ids (T,) int32; ends (T,) int64, or none; counts per part
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #e474dde2
+def run_spans(tokenizer:FastBPE, parts:list[bytes], fixed:list[int], *, offsets:bool, dropout:float=0., seed:int=0)->tuple[np.ndarray, np.ndarray, np.ndarray]: # ids (T,) int32; offsets (T+1,) int64, or (1,); counts per part
     "Call the kernel on a list of parts."
     data = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), np.uint8)
     bounds, fixed = np.zeros(len(parts) + 1, np.int64), np.array(fixed, np.int64)
     np.cumsum([len(p) for p in parts], out=bounds[1:])
     pieces, out = tokenizer._pieces, np.empty(len(data) + 8, np.int32)
-    ends, counts, state = np.empty(len(out) if offsets else 0, np.int64), np.zeros(len(parts), np.int64), np.array([seed], np.uint64)
+    edges, counts, state = np.zeros(len(out) + 1 if offsets else 1, np.int64), np.zeros(len(parts), np.int64), np.array([seed], np.uint64)
     cuts, kind = NO_CUTS, pieces.kind
     if kind is None: kind, cuts = -1, np.concatenate([[0], *(at + pieces.boundaries(p)[1:] for p, at, f in zip(parts, bounds, fixed) if f < 0)]).astype(np.int64)
     try: cache = tokenizer._caches.pop()
     except IndexError: cache = new_cache(tokenizer.cache_size)
-    n = encode_spans(data, bounds, fixed, cuts, kind, class_table(), tokenizer._model[0], cache[0], dropout, state, out, ends, counts)
+    n = encode_spans(data, bounds, fixed, cuts, kind, class_table(), tokenizer._model[0], cache[0], dropout, state, out, edges[1:], counts)
     tokenizer._caches.append(cache)
     if n < 0: raise ValueError(f"byte {-1 - n} is not UTF-8, and this vocabulary has no token for it")
-    return out[:n].copy(), ends[:n].copy(), counts
+    out.resize(n, refcheck=False)                        # gives the rest back, without a copy
+    edges.resize(n + 1 if offsets else 1, refcheck=False)
+    return out, edges, counts
 NO_CUTS = np.zeros(1, np.int64)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #76a0220f
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #592c6fd2
 def check_dropout(dropout:float, seed:int|None)->int: # The seed to use
     "Refuse what is no probability, and dropout without a seed."
     if not 0 <= dropout <= 1: raise ValueError(f"dropout={dropout}: give a probability")
@@ -609,14 +652,14 @@ def encode(self:FastBPE,
 )->list[int]:                            # T ids
     "Cut `text` into tokens and return their ids."
     seed = check_dropout(dropout, seed)
-    return run_spans(self, *self.spans(text, special), offsets=False, dropout=dropout, seed=seed)[0].tolist()
+    return self._numbers[run_spans(self, *self.spans(text, special), offsets=False, dropout=dropout, seed=seed)[0]].tolist()
 
 @patch
 def ordinary(self:FastBPE, text:str)->list[int]:
     "Ids of `text` as ordinary text."
     return self.encode(as_bytes(text) if "\udc80" <= max(text, default="") <= "\udcff" else text)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #3f7c5212
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #2e25f9d8
 @patch
 def encode_array(self:FastBPE,
     text:str|bytes,                      # What to cut
@@ -630,8 +673,7 @@ def encode_array(self:FastBPE,
     if units not in ("bytes", "chars"): raise ValueError(f"units={units!r}: choose bytes or chars")
     seed = check_dropout(dropout, seed)
     parts, fixed = self.spans(text, special)
-    ids, ends, _ = run_spans(self, parts, fixed, offsets=True, dropout=dropout, seed=seed)
-    offsets = np.concatenate([[0], ends])
+    ids, offsets, _ = run_spans(self, parts, fixed, offsets=True, dropout=dropout, seed=seed)
     return ids, offsets if units == "bytes" else char_offsets(b"".join(parts), offsets)
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #1cb1188c
@@ -659,7 +701,7 @@ def encode_batch(self:FastBPE,
     "Encode several texts."
     return encode_arrays(self, texts, special=special, dropout=dropout, seed=seed, workers=workers, lists=True)
 
-# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #f13d3200
+# %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #90f6e067
 def encode_arrays(
     tokenizer:FastBPE,
     texts:Iterable[str|bytes],           # What to cut
@@ -676,10 +718,10 @@ def encode_arrays(
     seed, texts = check_dropout(dropout, seed), list(texts)
     if dropout: work = lambda i: [run_spans(tokenizer, *tokenizer.spans(texts[i], special), offsets=False, dropout=dropout, seed=(seed + i) % 2**64)[0]]
     else: work = lambda part: encode_some(tokenizer, part, special)
-    finish = (lambda job: [ids.tolist() for ids in work(job)]) if lists else work
+    finish = (lambda job: [tokenizer._numbers[ids].tolist() for ids in work(job)]) if lists else work
     jobs = range(len(texts)) if dropout else list(batches(texts, 1 << (20 if workers == 1 else 17)))
     if workers == 1 or len(jobs) < 2: return [ids for job in jobs for ids in finish(job)]
-    tokenizer._model, tokenizer._pieces, class_table() # built once, before the threads
+    tokenizer._model, tokenizer._pieces, tokenizer._numbers, class_table() # built once, before the threads
     with ThreadPoolExecutor(workers) as pool: return [ids for some in pool.map(finish, jobs) for ids in some]
 
 # %% ../../nbs/01_tokenizers/03_fast_bpe.ipynb #a7251e30
