@@ -6,7 +6,8 @@ import pytest, torch
 from tokenlab.lm import LMConfig
 from tokenlab.mixers.checks import check_mixer
 from tokenlab.mixers.core import MIXERS
-from tokenlab.mixers.landmark import LandmarkAttention, LandmarkLM, grouped_softmax, insert_landmarks, retrieve, turned
+from tokenlab.mixers.landmark import LandmarkAttention, LandmarkLM, grouped_softmax, insert_landmarks, retrieve, turned, with_landmarks
+from tokenlab.mixers.recall import VOCAB, needle
 
 
 def loops(scores, marks, seen):
@@ -120,6 +121,24 @@ def test_bad_input():
     tree = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).bool()[None, None]
     with pytest.raises(ValueError, match="no mask but the causal"): m(x, mask=tree)
     with pytest.raises(ValueError, match="packed"): LandmarkLM(LMConfig(9, dim=8, n_layers=1, n_heads=1))(torch.zeros(1, 4, dtype=torch.long), segments=torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("ids, text", [([[3, 9, 1]], "puts in itself"), ([[3, 12]], "tokenizer")])
+def test_landmark_is_no_token_of_the_text(ids, text):
+    with pytest.raises(ValueError, match=text): LandmarkLM(LMConfig(9, dim=8, n_layers=1, n_heads=1))(torch.tensor(ids))
+
+
+def test_padding_stays_allowed():
+    lm = LandmarkLM(LMConfig(9, dim=8, n_layers=1, n_heads=1), block=2, seed=0)
+    with torch.no_grad(): torch.testing.assert_close(lm(torch.tensor([[1, 2, 3, -1], [4, 5, 6, 8]])).logits[0, :3], lm(torch.tensor([[1, 2, 3]])).logits[0])
+
+
+def test_landmarks_of_a_recall_task_ask_nothing():
+    plain = needle(3, 40, 1)
+    marked = with_landmarks(plain, 4)
+    tokens = marked["ids"] != VOCAB
+    assert marked["ids"].shape == (3, 50) and (~tokens).sum(1).tolist() == [10]*3 and (marked["targets"][~tokens] == -1).all()
+    for name in plain: assert torch.equal(marked[name][tokens].view(3, 40), plain[name])
 
 
 @pytest.fixture
