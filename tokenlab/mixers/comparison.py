@@ -49,7 +49,7 @@ def attention_flops(given:dict)->int: # The arguments of an attention operator, 
     q, k, v = given["query"], given["key"], given["value"]
     return 2*q.shape[:-1].numel()*k.shape[-2]*(q.shape[-1] + v.shape[-1])//(2 if given.get("is_causal") else 1)
 
-# %% ../../nbs/04_mixers/30_comparison.ipynb #a7e2eeca
+# %% ../../nbs/04_mixers/30_comparison.ipynb #bc481780
 @contextmanager
 def quiet():
     "Nothing on the process's stderr: the profiler writes lines there when it starts and stops."
@@ -59,9 +59,9 @@ def quiet():
     try: yield
     finally: os.dup2(kept, 2); os.close(kept); os.close(null)
 
-def peak_bytes(call:Callable)->int:
-    "Largest number of bytes that a call holds beyond what was there."
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+def peak_bytes(call:Callable, *, cuda:bool=False)->int:
+    "Largest number of bytes that a call holds beyond what was there, on the CPU or the CUDA device."
+    if cuda:
         torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call(); torch.cuda.synchronize()
@@ -72,7 +72,7 @@ def peak_bytes(call:Callable)->int:
     for e in events: now += e.nbytes(); most = max(most, now)
     return most
 
-# %% ../../nbs/04_mixers/30_comparison.ipynb #e2309348
+# %% ../../nbs/04_mixers/30_comparison.ipynb #17c47ed9
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
 def one_cost(name:str, T:int, *, causal:bool=True, dim:int=64, heads:int=2, seed:int=0, repeats:int=3, device:str="cpu")->dict:
@@ -91,11 +91,11 @@ def one_cost(name:str, T:int, *, causal:bool=True, dim:int=64, heads:int=2, seed
         first = seconds()
         with Flops() as count: m(x)
         best = min(seconds() for _ in range(repeats if first < 2 else 1))
-        peak = peak_bytes(lambda: m(x))
+        peak = peak_bytes(lambda: m(x), cuda=cuda)
     state = m.state_bytes(T) if causal else math.nan
     return {"seconds": best, "peak MB": peak/1e6, "GFLOPs": count.total/1e9, "state MB": state/1e6, "parameters": sum(p.numel() for p in m.parameters())}
 
-# %% ../../nbs/04_mixers/30_comparison.ipynb #85602cd7
+# %% ../../nbs/04_mixers/30_comparison.ipynb #533650dc
 def cost(
     names:Sequence[str]=(),                   # Mixers; none: all that have the form
     lengths:Sequence[int]=LENGTHS,            # T, rising
@@ -106,8 +106,10 @@ def cost(
 ):  # DataFrame: method, length, the measures, error
     "What each mixer costs at each length."
     import pandas as pd
-    rows = []
-    for name in names or mixers_of("causal" if causal else "bidirectional"):
+    form, rows = "causal" if causal else "bidirectional", []
+    if missing := [n for n in names if form not in MIXERS[n].forms]: raise ValueError(f"{', '.join(missing)} has no {form} form: these have, {', '.join(mixers_of(form))}")
+    if device not in ("cpu", "cuda"): raise ValueError(f"device={device!r}: choose cpu or cuda")
+    for name in names or mixers_of(form):
         past = []
         for T in lengths:
             row = {"method": name, "length": T, "causal": causal, "seed": seed}
@@ -272,8 +274,8 @@ class MixerComparison(Comparison):
 
 comparison = MixerComparison("text")
 
-# %% ../../nbs/04_mixers/30_comparison.ipynb #9d0d4c88
-KEY = ("task", "method", "work", "seed", "length", "causal", "budget")
+# %% ../../nbs/04_mixers/30_comparison.ipynb #8dacc093
+KEY = ("task", "method", "work", "seed", "length", "causal", "budget", "corpus", "gpu")
 
 @contextmanager
 def locked(path:Path, patience:float=60.):
@@ -297,12 +299,13 @@ def merge(path:Path, rows:Sequence[dict])->dict: # What is stored now
     with locked(path):
         try: old = json.loads(path.read_text(encoding="utf8"))["rows"]
         except FileNotFoundError: old = []
+        except (ValueError, KeyError, TypeError): raise ValueError(f"{path} is no stored comparison: move it away, or name another file") from None
         table = {key(r): r for r in old} | {key(r): {k: plain(v) for k, v in r.items()} for r in rows}
         content = {"kind": "benchmark", "benchmark": "mixers", "rows": sorted(table.values(), key=lambda r: [str(x) for x in key(r)])}
         write_json(path, content)
     return content
 
-# %% ../../nbs/04_mixers/30_comparison.ipynb #6186fbb8
+# %% ../../nbs/04_mixers/30_comparison.ipynb #9e4d6543
 def listed(text:str)->list[str]:
     "Comma-separated words."
     return [w.strip() for w in text.split(",") if w.strip()]
@@ -314,15 +317,15 @@ def whole(text:str, what:str, least:int)->list[int]:
     if not found or min(found) < least or len(set(found)) < len(found): raise ValueError(f"{what}={text!r}: give different whole numbers of {least} or more, separated by commas")
     return found
 
-def stored_rows(frame, task:str, budget:int|None)->list[dict]:
+def stored_rows(frame, task:str, budget:int|None, corpus:str="")->list[dict]:
     "Rows of a table as they are stored, each with where and when it was measured."
     from tokenlab.claims import environment
     here = environment()
     about = {"cpu": here["device"]["cpu"], "gpu": here["device"]["gpu"], "threads": here["device"]["threads"], "torch": here["versions"]["torch"], "commit": here["commit"], "dirty": here["dirty"], "date": time.strftime("%Y-%m-%d", time.gmtime())}
     clean = lambda r: {k: (None if v != v else v.item() if hasattr(v, "item") else v) for k, v in r.items()}
-    return [{"task": task, "budget": budget} | clean(r) | about for r in frame.to_dict("records")]
+    return [{"task": task, "budget": budget, "corpus": corpus or None} | clean(r) | about for r in frame.to_dict("records")]
 
-# %% ../../nbs/04_mixers/30_comparison.ipynb #f607656c
+# %% ../../nbs/04_mixers/30_comparison.ipynb #4d840e0c
 @command("compare mixers")
 def compare_mixers(
     *,
@@ -347,9 +350,11 @@ def compare_mixers(
     names, numbers = listed(mixers), whole(seeds, "seeds", 0)
     if task not in (*TASKS, "cost"): raise ValueError(f"no task {task!r}: choose from {', '.join(TASKS)}, cost")
     for name in names: MIXERS[name]
+    if steps is not None and steps < 1: raise ValueError(f"steps={steps}: give 1 or more")
+    if corpus and task not in ("text", "image"): raise ValueError(f"corpus={corpus!r}: the {task} task takes none, text and image do")
     if task == "cost": frame = cost(names, sorted(whole(lengths, "lengths", 1)), causal=causal, seed=numbers[0], device=device)
     else: frame = run_task(task, names, numbers, corpus, steps)
-    if save or out: merge(out or store(), stored_rows(frame, task, steps or STEPS.get(task)))
+    if save or out: merge(out or store(), stored_rows(frame, task, steps or STEPS.get(task), corpus))
     return frame if runs else exponents(frame) if task == "cost" else summary(frame)
 
 def run_task(task:str, names:Sequence[str], seeds:Sequence[int], corpus:str, steps:int|None): # DataFrame of runs
@@ -365,24 +370,25 @@ def store()->Path:
     from tokenlab.catalogue import results_dir
     return results_dir()/"benchmarks"/"mixers.json"
 
-# %% ../../nbs/04_mixers/30_comparison.ipynb #4ca2e24e
+# %% ../../nbs/04_mixers/30_comparison.ipynb #d6eb1259
 def stored_frame(task:str, path:Path|None=None): # DataFrame, empty if nothing is stored
     "The stored rows of one task."
     import pandas as pd
-    path = path or store()
+    path = Path(path or store())
     rows = [r for r in json.loads(path.read_text(encoding="utf8"))["rows"] if r["task"] == task] if path.is_file() else []
     return pd.DataFrame(rows)
 
 def cost_figure(frame): # matplotlib Figure
     "Time, memory and FLOPs of each mixer against the length."
     from tokenlab.plots import COLORS, subplots
-    fig, axs = subplots(1, 3, height=4.2)
-    good = frame[frame["error"].isna()]
+    good = frame[frame["error"].isna()] if len(frame) else frame
+    if not len(good): raise ValueError("nothing to draw: the table has no measured length")
+    fig, axs = subplots(1, 3, height=3.6)
     for i, name in enumerate(good["method"].unique()):
         f = good[good.method == name].groupby("length")[["seconds", "peak MB", "GFLOPs"]].mean()
         for ax, column, label in zip(axs, f.columns, ("processor seconds", "peak memory, MB", "GFLOPs")):
             if (f[column] > 0).any(): ax.loglog(f.index, f[column].where(f[column] > 0), ("-", "--", ":", "-.")[i//7 % 4], marker="osD^vP*X"[i%8], color=COLORS[i%7], label=name)
-            ax.set(xlabel="tokens", ylabel=label)
+            ax.set(xlabel="tokens", title=label)
             ax.set_xticks([1024, 4096, 16384], ["1k", "4k", "16k"]); ax.minorticks_off()
     fig.legend(*axs[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return fig
