@@ -8,6 +8,7 @@ from tokenlab.lm import LM, LMConfig, sdpa, use_rule
 from tokenlab.mixers.comparison import Flops
 from tokenlab.mixers.dhsa import (DHSA, BoundaryPredictor, attention_of, attention_shift_ratio, boundary_targets, choose_tokens, chunk_pool, dhsa_attention, dhsa_indices,
     focal_bce, gathered_attention, mass_recalled, observe, oracle_indices, select_boundaries, train_boundary, uniform_boundaries, window_indices)
+from tokenlab.mixers.recall import Recaller
 
 
 def theirs(path):
@@ -194,6 +195,16 @@ def test_training_learns_the_labels_and_repeats():
     long = train_boundary(lm, texts, steps=30, seed=5)
     def loss(p): return sum(focal_bce(p(k)[7:-8], boundary_targets(attention_shift_ratio(attention_of(q, k).mean(0)))[7:-8]).mean().item() for q, k in observe(lm, texts[0]))
     assert loss(long) < .9*loss(BoundaryPredictor(16, seed=5).requires_grad_(False))
+
+
+def test_a_model_around_the_host_is_observed_as_it_runs():
+    lm, ids = small(), torch.arange(40)
+    inside = Recaller(lm, seed=0)
+    first, second = observe(inside, ids)[0][1], observe(lm, ids)[0][1]
+    assert first.shape == second.shape and not torch.allclose(first, second)     # the token before is part of the input
+    predictor = train_boundary(inside, ids.expand(2, -1), steps=2)
+    with use_rule(lm, DHSA(predictor, budget=64, block=8, local=8, globals=1, tail=0)), torch.no_grad(): sparse = inside(ids[None]).logits
+    with torch.no_grad(): torch.testing.assert_close(sparse, inside(ids[None]).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_oracle_is_the_best_choice():
