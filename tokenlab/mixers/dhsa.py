@@ -407,10 +407,10 @@ def text_scores(seed:int, budget:int=128, block:int=32, local:int=64, globals:in
     for name, rule in {"dense": sdpa, **sparse}.items(): out[f"{name}, bits"] = bits_under(lm, held, rule)
     return out
 
-# %% ../../nbs/04_mixers/22_dhsa.ipynb #856286e4
+# %% ../../nbs/04_mixers/22_dhsa.ipynb #6edb785e
 @claim("dhsa", text="At an equal budget of keys, learned chunks answer 6 % more needles right than fixed blocks", source="Abstract: 6 to 18 % relative gains in accuracy over block-sparse attention at equal cost",
        metric="needles found with 64 of 512 keys for each block of queries, share", baseline="fixed blocks of 8 tokens, mean pooling", method="DHSA", factor=1.06,
-       setting="a model of 2 layers and width 64 that finds every needle among 512 random tokens under dense attention, in place of Gemma 2 2B on prompts of thousands; the questions go through the choice, too; a predictor learnt from 600 texts for each seed; further rows: attention mass and bits per token of lab-base (5M parameters) on 1,024 tokens of Python code, 128 keys for each 32 queries")
+       setting="a model of 2 layers and width 64 that has learnt to find needles among 512 random tokens under dense attention, in place of Gemma 2 2B on prompts of thousands; the questions go through the choice, too; a predictor learnt from 600 texts for each seed; further rows: attention mass and bits per token of lab-base (5M parameters) on 1,024 tokens of Python code, 128 keys for each 32 queries")
 def measure_dhsa(seed:int)->dict[str, float]:
     "Needles found under each choice of keys; attention held and bits per token on text."
     needles = needle_scores(seed)
