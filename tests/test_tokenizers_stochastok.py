@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy.stats import chi2
+import tokenlab.lm, tokenlab.training
+from tokenlab.lab import load_lab
 from tokenlab.lm import LM, LMConfig
 from tokenlab.tokenizers.bpe import train_bpe
 from tokenlab.tokenizers.core import ByteTokenizer
-from tokenlab.tokenizers.stochastok import StochasTok, expansion_table, langgame
+from tokenlab.tokenizers.stochastok import SPELLINGS, Respelt, StochasTok, expansion_table, kind_of, langgame, mcq_answers, spelling_scores
 from tokenlab.training import fit
 
 TEXT = "the theory of the thing, then and there, thereafter; other things gather together in the weather. "*5
@@ -134,7 +136,62 @@ def test_langgame():
     assert langgame(words, 9, seed=4) == langgame(words, 9, seed=4) != langgame(words, 9, seed=5)
 
 
+def test_a_question_says_what_it_asks():
+    words = "return value index class sequence of is all array function yellow banana letter success the default".split()
+    for kind in ("most", "contains", "starts", "ends", "longest", "shortest"): assert {kind_of(prompt) for prompt, _ in langgame(words, 30, seed=1, kinds=[kind])} == {kind}
+
+
+def test_answers_are_the_likeliest_option(tok):
+    "Against the log-probabilities of each option taken by itself; batches do not matter."
+    lm = LM(LMConfig(tok.vocab_size, dim=16, n_layers=1, n_heads=2, max_len=128), seed=3).eval()
+    questions = langgame("return value index class sequence of is all array function yellow banana letter success".split(), 40, seed=2)
+    def score(prompt, option):
+        q, a = tok.encode(prompt), tok.encode(option)
+        with torch.no_grad(): logp = lm(torch.tensor([q + a])).logits.log_softmax(-1)[0]
+        return sum(logp[len(q) - 1 + i, t].item() for i, t in enumerate(a))
+    want = [max(options, key=lambda o: score(prompt, o)) == options[0] for prompt, options in questions]
+    assert mcq_answers(lm, tok, questions) == mcq_answers(lm, tok, questions, batch_size=7) == want and 0 < sum(want) < 40
+    with pytest.raises(ValueError, match="no questions"): mcq_answers(lm, tok, [])
+
+
+def test_respelt_texts_keep_their_bytes_and_differ_between_spellings_and_seeds(tok):
+    texts = [TEXT, "", "the weather"]
+    cuts = {how: Respelt(tok, how, .3).encode_batch(texts) for how in SPELLINGS}
+    for ids in cuts.values(): assert [tok.decode(i) for i in ids] == texts
+    assert cuts["plain"] == tok.encode_batch(texts)
+    for how in ("stochastok", "dropout"):
+        assert cuts[how] == Respelt(tok, how, .3).encode_batch(texts) != Respelt(tok, how, .3, seed=1).encode_batch(texts)
+        word = {tuple(i) for i in Respelt(tok, how, .3).encode_batch([" weather"*10]*200)}
+        assert len(word) > 3, how                            # one word, many cuts
+    assert {tuple(i) for i in Respelt(tok, "plain").encode_batch([" weather"]*9)} == {tuple(tok.encode(" weather"))}
+
+
+def test_spellings_read_equal_tokens_of_the_same_model_and_the_same_questions(monkeypatch):
+    "The three trainings as they are run: a spy notes weights and batches."
+    seen, fit, tok = [], tokenlab.training.fit, load_lab("lab-draft")[1]
+    def spy(lm, batches, *, steps, **kw):
+        seen.append((lm.embed.weight.detach().clone(), [batches(s) for s in range(steps)]))
+        return fit(lm, lambda s: seen[-1][1][s], steps=steps, **kw)
+    monkeypatch.setattr(tokenlab.training, "fit", spy)
+    monkeypatch.setattr(tokenlab.lm, "bits_per_byte", lambda *a, **k: 1.)
+    found = spelling_scores(0, name="lab-draft", steps=8, lessons=2, n_test=40)
+    further, lessons = seen[::2], seen[1::2]
+    assert len(seen) == 6 and set(SPELLINGS) <= found.keys() and [sum(b["ids"].numel() for b in made) for _, made in further] == [8*2048]*3
+    assert all((b["ids"] >= 0).all() for _, made in further for b in made)
+    assert all((weights == further[0][0]).all() for weights, _ in further)                     # each begins with the untouched model
+    assert not any((a[0] == b[0]).all() for a, b in zip(further, lessons))                     # and plays after its further training
+    for _, made in lessons:
+        for a, b in zip(made, lessons[0][1]): assert (a["ids"] == b["ids"]).all() and (a["targets"] == b["targets"]).all()
+        for row in made[0]["ids"]:
+            ids = row[row >= 0].tolist()
+            question, mark, answer = tok.decode(ids).partition("Answer:")
+            assert ids == tok.encode(question + mark) + tok.encode(answer)
+    rate = [sum(b["ids"].numel() for b in m)/sum(len(tok.decode_bytes(r.tolist())) for b in m for r in b["ids"]) for _, m in further]
+    assert rate[1] > 1.03*rate[0] and rate[2] > 1.03*rate[0]                                   # tokens a byte: both cut finer
+
+
 def test_errors(tok):
+    with pytest.raises(ValueError, match="choose from"): Respelt(tok, "backwards")
     with pytest.raises(ValueError, match="nothing to split"): StochasTok(ByteTokenizer())
     with pytest.raises(ValueError, match="proportion"): StochasTok(tok, -1)
     with pytest.raises(ValueError, match="vocabulary has"): StochasTok(tok).expand([tok.vocab_size])
