@@ -239,7 +239,7 @@ def test_shell_completion_knows_commands_and_options():
 
 
 def test_interrupting_a_process_gives_130(tmp_path):
-    code = ("import time, tokenlab.cli as c\nfrom tokenlab.registry import command\n@command('wait')\ndef wait():\n    'Wait.'\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    code = ("import signal, time, tokenlab.cli as c\nfrom tokenlab.registry import command\nsignal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job ignores it\n@command('wait')\ndef wait():\n    'Wait.'\n    print('ready', flush=True)\n    time.sleep(60)\n"
             "c.main(['wait'])")
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "ready\n"
