@@ -66,10 +66,10 @@ def test_every_mixer_can_do_every_task_of_its_form():
 
 
 def test_attention_recalls_and_identity_cannot():
-    "Two pairs, fifty steps: the task separates what it must."
+    "Two pairs, fifty steps. Without a mixer the token before gives away the last value at the first question, half of the times it is asked: 7/16 in all."
     work = lambda B, seed: c.associative(B, 2, seed, symbols=4)
     answers = {n: c.on_recall(n, work, budget=50)["right answers"] for n in ("attention", "identity")}
-    assert answers["attention"] > .9 and answers["identity"] < .5, answers
+    assert answers["attention"] > .9 and answers["identity"] < .47, answers
 
 
 def test_rows_merge_and_processes_do_not_lose_each_other(tmp_path):
@@ -80,6 +80,9 @@ def test_rows_merge_and_processes_do_not_lose_each_other(tmp_path):
     assert len(stored) == 36 and not list(path.parent.glob("*.lock"))
     c.merge(path, [{"task": "text", "method": "m3", "seed": 1, "x": float("nan")}])
     assert sum(r["x"] is None for r in json.loads(path.read_text())["rows"]) == 1
+    path.write_text("{")
+    with pytest.raises(ValueError, match="no stored comparison"): c.merge(path, rows(1))
+    assert path.read_text() == "{"
 
 
 def test_the_command(tmp_path):
@@ -88,7 +91,8 @@ def test_the_command(tmp_path):
     frame = c.stored_frame("series", out)
     assert sorted(zip(frame.method, frame.seed)) == [("fnet", 0), ("fnet", 1), ("identity", 0), ("identity", 1)] and (frame.budget == 2).all()
     assert list(c.compare_mixers(task="cost", mixers="identity", lengths="64,128").columns)[:3] == ["method", "theory", "time"]
-    for kw, said in ((dict(task="sound"), "choose from text"), (dict(mixers="atention"), "no mixer 'atention'"), (dict(task="text", mixers="fnet"), "needs the causal form"), (dict(seeds="0,0"), "different whole numbers"), (dict(task="cost", lengths="x"), "lengths='x'")):
+    for kw, said in ((dict(task="sound"), "choose from text"), (dict(mixers="atention"), "no mixer 'atention'"), (dict(task="text", mixers="fnet"), "needs the causal form"), (dict(seeds="0,0"), "different whole numbers"), (dict(task="cost", lengths="x"), "lengths='x'"),
+                     (dict(steps=0), "steps=0"), (dict(task="recall", corpus="udhr"), "takes none"), (dict(task="cost", mixers="fnet"), "no causal form"), (dict(task="cost", device="cud"), "choose cpu or cuda")):
         with pytest.raises(ValueError, match=said): c.compare_mixers(**kw)
 
 
