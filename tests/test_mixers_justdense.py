@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tokenlab.mixers.checks import check_mixer
 from tokenlab.mixers.core import MIXERS, DepthwiseConv, Pooling, RandomMatrix, SoftmaxAttention
 from tokenlab.mixers import justdense as jd
-from tokenlab.mixers.justdense import DenseBlock, DenseMixer, InEncoder, attention_map, mixing_matrix, replace_mixer, toeplitz, with_mixer
+from tokenlab.mixers.justdense import AutoCorrelation, DenseBlock, DenseMixer, InEncoder, attention_map, decompose, mixing_matrix, replace_mixer, toeplitz, with_mixer
 
 
 def theirs(name):
@@ -212,6 +212,209 @@ def test_in_pytorchs_encoder():
     with pytest.raises(ValueError, match="attn_mask"): encoder(x, mask=torch.zeros(6, 6))
 
 
+def their_files(*names):
+    "Modules of the authors' checkout; a loop over steps stands for the CUDA kernel of Mamba."
+    folder = os.environ.get("JUSTDENSE_DIR")
+    if not folder or not (Path(folder)/"layers").is_dir(): pytest.skip("JUSTDENSE_DIR names no checkout of the authors' code")
+    pytest.importorskip("einops"); pytest.importorskip("matplotlib")
+    def scan(u, dt, A, B, C, D, z=None, delta_bias=None, delta_softplus=True, return_last_state=False): # u, dt, z (b, d, l); A (d, n); B, C (b, n, l)
+        dt, h, out = F.softplus(dt + delta_bias[:, None]), torch.zeros(len(u), *A.shape), []
+        for t in range(u.shape[2]):
+            h = h*(dt[:, :, t, None]*A).exp() + (dt*u)[:, :, t, None]*B[:, None, :, t]
+            out.append((h*C[:, None, :, t]).sum(-1))
+        return (torch.stack(out, -1) + u*D[:, None])*F.silu(z)
+    fakes = {"mamba_ssm": {"__path__": [], "Mamba": None}, "mamba_ssm.ops": {"__path__": []}, "mamba_ssm.ops.selective_scan_interface": {"selective_scan_fn": scan, "mamba_inner_fn": None},
+             **{n: {"__path__": [str(Path(folder)/n)]} for n in ("layers", "models")}, "layers.SelfAttention_Family": {"FullAttention": lambda *a, **k: None, "AttentionLayer": lambda *a, **k: None},
+             "layers.matrix_mixer": {"MatrixMixer": None}}
+    old = {n: m for n, m in sys.modules.items() if n.split(".")[0] in ("layers", "models", "mamba_ssm")}
+    try:
+        for n in old: del sys.modules[n]
+        for n, values in fakes.items(): m = types.ModuleType(n); m.__dict__.update(values); sys.modules[n] = m
+        sys.modules["mamba_ssm"].Mamba = importlib.import_module("models.MambaSimple").Mamba
+        return [importlib.import_module(n) for n in names]
+    finally:
+        for n in [n for n in sys.modules if n.split(".")[0] in ("layers", "models", "mamba_ssm")]: del sys.modules[n]
+        sys.modules.update(old)
+
+
+def configs(goal, **kw):
+    "Sizes under the authors' names."
+    names = dict(zip(jd.GOALS, ("long_term_forecast", "imputation", "anomaly_detection", "classification")))
+    return types.SimpleNamespace(**dict(task_name=names[goal], pred_len=8, seq_len=16, label_len=8, enc_in=3, dec_in=3, c_out=3, d_model=8, d_ff=12, d_state=16, d_conv=4, expand=2, e_layers=2, d_layers=1, n_heads=2, factor=3,
+        moving_avg=9, dropout=0., activation="gelu", embed="timeF", freq="h", num_class=5, output_attention=False, use_norm=1, class_strategy="projection") | kw)
+
+
+def copy_mamba(mine, their):
+    with torch.no_grad():
+        nn.init.zeros_(their.conv1d.bias)                                        # there is no bias here
+        mine.in_proj.weight.copy_(their.in_proj.weight); mine.out_proj.weight.copy_(their.out_proj.weight); mine.x_proj.weight.copy_(their.x_proj.weight)
+        mine.conv.copy_(their.conv1d.weight[:, 0].T); mine.dt_up.copy_(their.dt_proj.weight.T); mine.dt_bias.copy_(their.dt_proj.bias)
+        mine.log_A.copy_(their.A_log); mine.skip.copy_(their.D)
+
+
+SMALL = dict(steps=16, variates=3, ahead=8, dim=8, layers=2, heads=2, hidden=12, classes=5)
+
+def answer(model, goal, x, y=None):
+    "What one of the authors' models says; no features of the calendar."
+    if goal == "classification": return model.classification(x, torch.ones(x.shape[:2]))
+    return {"forecasting": lambda: model.forecast(x, None, y, None), "imputation": lambda: model.imputation(x, None, None, None, None), "anomaly": lambda: model.anomaly_detection(x)}[goal]()
+
+
+def same_linear(pairs):
+    "Copy weights and biases, (mine, theirs)."
+    for mine, their in pairs:
+        if mine.bias is not None: mine.bias.data.copy_(their.bias.data)
+        mine.weight.data.copy_(their.weight.data.view_as(mine.weight))
+
+
+@pytest.mark.parametrize("goal", jd.GOALS)
+def test_mamba_equals_the_authors_model(goal):
+    torch.manual_seed(0)
+    their = their_files("models.Mamba")[0].Model(configs(goal, d_ff=16)).eval()
+    mine, x = with_mixer("mamba", "own", goal, **SMALL), torch.randn(4, 16, 3)
+    copy_mamba(mine.blocks[0].mixer, their.mamba)
+    head = {"classification": lambda: (mine.classifier, their.projection), "forecasting": lambda: (mine.head, their.out_layer)}.get(goal, lambda: (mine.head, their.projection))()
+    same_linear([head, (mine.embedding, their.embedding.value_embedding.tokenConv)])
+    want = their.forecast(x, None)[:, -8:] if goal == "forecasting" else answer(their, goal, x)
+    torch.testing.assert_close(mine(x), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("goal", jd.GOALS)
+def test_s_mamba_equals_the_authors_model(goal):
+    torch.manual_seed(0)
+    their = their_files("models.S_Mamba")[0].Model(configs(goal)).eval()
+    mine, x = with_mixer("s-mamba", "own", goal, **SMALL), torch.randn(4, 16, 3)
+    for m, t in zip(mine.blocks, their.encoder.attn_layers):
+        copy_mamba(m.mixer.forth, t.attention); copy_mamba(m.mixer.back, t.attention_r)
+        same_linear([(m.norm1, t.norm1), (m.norm2, t.norm2), (m.ffn[0], t.conv1), (m.ffn[2], t.conv2)])
+    same_linear([(mine.norm, their.encoder.norm), (mine.embedding, their.enc_embedding.value_embedding), (mine.classifier if goal == "classification" else mine.head, their.projection)])
+    torch.testing.assert_close(mine(x), answer(their, goal, x.clone()), atol=1e-5, rtol=1e-5)
+
+
+def copy_correlation(mine, their):
+    same_linear([(mine.q_proj, their.query_projection), (mine.k_proj, their.key_projection), (mine.v_proj, their.value_projection), (mine.o_proj, their.out_projection)])
+
+
+@pytest.mark.parametrize("L, S", [(12, 12), (16, 10), (10, 16)])
+def test_autocorrelation_equals_the_authors_layer(L, S):
+    torch.manual_seed(0)
+    files = their_files("layers.AutoCorrelation")[0]
+    their = files.AutoCorrelationLayer(files.AutoCorrelation(False, 2, attention_dropout=0.), 8, 4)
+    mine, x, y = AutoCorrelation(8, factor=2), torch.randn(5, L, 8), torch.randn(5, S, 8)
+    copy_correlation(mine, their)
+    for training in (True, False):
+        mine.train(training); their.train(training)
+        torch.testing.assert_close(mine(x, y), their(x, y, y, None)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("goal", jd.GOALS)
+@pytest.mark.parametrize("training", [True, False])
+def test_autoformer_equals_the_authors_model(goal, training, monkeypatch):
+    torch.manual_seed(0)
+    their = their_files("models.Autoformer")[0].Model(configs(goal)).train(training)
+    monkeypatch.setattr(jd.decompose, "__defaults__", (9,))                        # their windows are longer than their mean
+    mine, x = with_mixer("autoformer", "own", goal, **SMALL).train(training), torch.randn(4, 16, 3)
+    for m, t in zip(mine.blocks, their.encoder.attn_layers):
+        copy_correlation(m.mixer, t.attention)
+        same_linear([(m.ffn[0], t.conv1), (m.ffn[2], t.conv2)])
+    same_linear([(mine.norm, their.encoder.norm.layernorm), (mine.embedding, their.enc_embedding.value_embedding.tokenConv)])
+    if goal == "forecasting":
+        t = their.decoder.layers[0]
+        copy_correlation(mine.decoder.mixer, t.self_attention); copy_correlation(mine.decoder.cross, t.cross_attention)
+        same_linear([(mine.decoder.ffn[0], t.conv1), (mine.decoder.ffn[2], t.conv2), (mine.decoder.trends, t.projection), (mine.end, their.decoder.norm.layernorm),
+                     (mine.head, their.decoder.projection), (mine.start, their.dec_embedding.value_embedding.tokenConv)])
+        want = their.forecast(x, None, torch.zeros(4, 16, 3), None)[:, -8:]
+    else:
+        same_linear([(mine.classifier if goal == "classification" else mine.head, their.projection)])
+        want = answer(their, goal, x)
+    torch.testing.assert_close(mine(x), want, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 7, 12, 33])
+def test_autocorrelation_by_hand(L):
+    torch.manual_seed(L)
+    q, k = torch.randn(3, L, 4), torch.randn(3, L, 4)
+    c = torch.tensor([[sum(float(q[b, (t + d) % L] @ k[b, t]) for t in range(L))/4 for d in range(L)] for b in range(3)])
+    torch.testing.assert_close(jd.correlation(q, k), c, atol=1e-5, rtol=1e-4)
+    m, x = AutoCorrelation(4, factor=1.5), torch.randn(3, L, 4)
+    n = min(L, max(1, int(1.5*torch.tensor(float(L)).log().item())))
+    p = m.eval().delays(m.q_proj(x), m.k_proj(x))
+    assert ((p > 0).sum(1) == n).all() and p.sum(1).allclose(torch.ones(3))
+    v = m.v_proj(x)
+    want = torch.stack([sum(p[b, d]*v[b].roll(-d, 0) for d in range(L)) for b in range(3)])
+    torch.testing.assert_close(m(x), m.o_proj(want))
+    torch.testing.assert_close(m.matrix(x) @ v, want)
+    shared = m.train().delays(m.q_proj(x), m.k_proj(x)) > 0
+    assert (shared == shared[:1]).all()
+
+
+def test_autocorrelation_finds_a_period_and_trains():
+    m = AutoCorrelation(2, factor=1.)
+    for f in (m.q_proj, m.k_proj): f.weight.data.copy_(torch.eye(2)); f.bias.data.zero_()
+    t = torch.arange(30.)
+    x = torch.stack([(2*torch.pi*t/10).sin(), (2*torch.pi*t/10).cos()], -1)[None]
+    assert m.eval().delays(m.q_proj(x), m.k_proj(x))[0].nonzero().flatten().tolist() == [0, 10, 20]
+    m = AutoCorrelation(6).double()
+    x = torch.randn(2, 8, 6, dtype=torch.double, requires_grad=True)
+    assert m(x).dtype == torch.double and torch.autograd.gradcheck(lambda x: m(x), x, eps=1e-7, atol=1e-5)
+    with pytest.raises(ValueError, match="positive"): AutoCorrelation(0)
+
+
+@pytest.mark.parametrize("L, k", [(1, 25), (2, 25), (7, 25), (40, 25), (9, 1), (9, 3)])
+def test_decomposition(L, k):
+    x = torch.randn(2, L, 3, dtype=torch.double)
+    fast, slow = decompose(x, k)
+    torch.testing.assert_close(fast + slow, x, atol=1e-15, rtol=1e-14)
+    used = min(k, L if L % 2 else L - 1)
+    want = torch.stack([torch.stack([x[:, min(max(s, 0), L - 1)] for s in range(t - used//2, t + used//2 + 1)]).mean(0) for t in range(L)], 1)
+    torch.testing.assert_close(slow, want)
+
+
+def test_which_mixers_are_swapped():
+    names = {h: (jd.replace_mixer(jd.HOSTS[h]("forecasting"), jd.HOSTS[h].swapped, lambda old: nn.Identity())).names for h in jd.HOSTS}
+    assert names["mamba"] == ("blocks.0.mixer",) and names["autoformer"] == names["vanilla"] == ("blocks.0.mixer", "blocks.1.mixer")
+    assert names["s-mamba"] == tuple(f"blocks.{i}.mixer.{way}" for i in (0, 1) for way in ("forth", "back"))
+    blocks = lambda h: [m for m in with_mixer(h, jd.HOSTS[h].form, "forecasting").modules() if isinstance(m, DenseBlock)]
+    assert [(b.conv.kernel_size, b.mixer.heads, b.mixer.length) for b in blocks("mamba")] == [((1,), 16, 32)]
+    assert [(b.conv.kernel_size, b.mixer.heads, b.mixer.length) for b in blocks("s-mamba")] == [((7,), 16, 6)]*4
+    assert not blocks("autoformer") and with_mixer("autoformer", "dense", "forecasting").blocks[0].mixer.M.shape == (16, 32, 32)
+    assert isinstance(with_mixer("autoformer", "dense", "forecasting").decoder.cross, AutoCorrelation)
+    with pytest.raises(ValueError, match="multiple of heads"): with_mixer("mamba", "dense", "imputation", dim=5)
+
+
+@pytest.mark.parametrize("host", [*jd.HOSTS, "linear"])
+@pytest.mark.parametrize("sizes", [dict(steps=1, ahead=1), dict(variates=1), dict(steps=7, ahead=5, variates=3), dict(steps=2, ahead=1, variates=2, dim=6, heads=1), dict(layers=1, dim=4, heads=2, hidden=1)], ids=str)
+def test_small_and_odd_windows(host, sizes):
+    for goal in jd.GOALS:
+        for swap in ("own", "dense", "block") if host != "linear" else ("own",):
+            m = jd.LinearModel(goal, **sizes) if host == "linear" else with_mixer(host, swap, goal, **sizes)
+            for mode in (True, False):
+                y = m.train(mode)(torch.randn(2, m.steps, m.variates))
+                assert y.isfinite().all() and y.shape == ((2, 4) if goal == "classification" else (2, m.out, m.variates))
+
+
+@pytest.mark.parametrize("host", list(jd.HOSTS))
+def test_hosts_in_bf16(host):
+    for goal in jd.GOALS:
+        for swap in ("own", jd.HOSTS[host].form):
+            y = with_mixer(host, swap, goal).to(torch.bfloat16)(torch.randn(2, 32, 6).bfloat16())
+            assert y.dtype == torch.bfloat16 and y.isfinite().all()
+
+
+def test_bad_sizes():
+    with pytest.raises(ValueError, match="at most 8"): with_mixer("mamba", "own", "forecasting", steps=8, ahead=9)
+    with_mixer("mamba", "own", "imputation", steps=8, ahead=9)
+    for kw in (dict(steps=0), dict(variates=0), dict(layers=0), dict(classes=0)):
+        with pytest.raises(ValueError, match="positive"): with_mixer("autoformer", "own", "imputation", **kw)
+    with pytest.raises(ValueError, match=r"give \(B, 32, 6\)"): with_mixer("s-mamba", "own", "imputation")(torch.zeros(1, 6, 32))
+
+
+def test_claim_counts_its_pairs():
+    from tokenlab.claims import find_claim
+    pairs = len(jd.HOSTS)*sum(map(len, jd.SERIES.values()))
+    assert f"share of {pairs} host-task pairs" in str(find_claim("justdense"))
+
+
 @pytest.mark.parametrize("goal", jd.GOALS)
 @pytest.mark.parametrize("host", list(jd.HOSTS))
 def test_swaps_change_the_mixer_alone(goal, host):
@@ -219,7 +422,7 @@ def test_swaps_change_the_mixer_alone(goal, host):
     for swap in jd.SWAPS:
         model = with_mixer(host, swap, goal, seed=3)
         other, mine = model.state_dict(), own.state_dict()
-        assert all(torch.equal(mine[k], other[k]) for k in mine if ".mixer." not in k)
+        assert all(torch.equal(mine[k], other[k]) for k in mine if not (k.startswith("blocks.") and ".mixer." in k))
         frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
         assert bool(frozen) == (swap in ("identity", "conv only", "random"))
         batch = jd.series_batch(model, jd.SERIES["generated"][goal][0], 0)
@@ -249,14 +452,15 @@ def test_imputation_does_not_see_what_is_hidden():
         batch = jd.series_batch(m, jd.sensors, 0)
         x, seen = batch["x"], batch["seen"]
         assert .7 < seen.float().mean() < .8
-        torch.testing.assert_close(m(x, seen), m(x.masked_fill(~seen, 99.), seen))
+        torch.testing.assert_close(m(x, seen), m(x.masked_fill(~seen, float("nan")), seen))
 
 
 def test_rows_of_a_batch_do_not_meet():
     for host in jd.HOSTS:
         for goal in ("forecasting", "imputation", "classification"):
-            m, x = with_mixer(host, "dense", goal), torch.randn(3, 32, 6)
-            torch.testing.assert_close(m(x)[1:2], m(x[1:2]))
+            for swap in ("own", "dense"):
+                m, x = with_mixer(host, swap, goal).eval(), torch.randn(3, 32, 6)    # Autoformer chooses delays by batch in training
+                torch.testing.assert_close(m(x)[1:2], m(x[1:2]), msg=f"{host} {swap} {goal}")
 
 
 def test_loss_judges_what_was_hidden():
