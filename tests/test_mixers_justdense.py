@@ -370,6 +370,59 @@ def test_decomposition(L, k):
     torch.testing.assert_close(slow, want)
 
 
+def test_s_mamba_by_hand():
+    "Two mixers, one over the variates from the last to the first; narrow, with a convolution over two tokens."
+    torch.manual_seed(0)
+    m, x = with_mixer("s-mamba", "own", "imputation", **SMALL), torch.randn(2, 16, 3)
+    mean, std = x.mean(1, keepdim=True), (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    h = ((x - mean)/std).mT @ m.embedding.weight.T + m.embedding.bias
+    norm = lambda n, y: F.layer_norm(y, (8,), n.weight, n.bias)
+    for b in m.blocks:
+        assert b.mixer.forth.in_proj.weight.shape == (16, 8) and b.mixer.back.conv.shape == (2, 8)
+        h = norm(b.norm1, h + b.mixer.forth(h) + b.mixer.back(h[:, [2, 1, 0]])[:, [2, 1, 0]])
+        h = norm(b.norm2, h + F.gelu(h @ b.ffn[0].weight.T + b.ffn[0].bias) @ b.ffn[2].weight.T + b.ffn[2].bias)
+    torch.testing.assert_close(m(x), m.head(norm(m.norm, h)).mT*std + mean)
+
+
+def test_autoformer_by_hand():
+    "Decompositions, the trend over the decoder, norm without a mean over time; each part written out."
+    torch.manual_seed(0)
+    m, x = with_mixer("autoformer", "own", "forecasting", **SMALL).eval(), torch.randn(2, 16, 3)
+    assert m.known == 8
+    def split(y): # window of 15 steps, ends repeated
+        k = min(25, y.shape[1] - 1 + y.shape[1] % 2)
+        at = (torch.arange(y.shape[1])[:, None] + torch.arange(-(k//2), k//2 + 1)).clamp(0, y.shape[1] - 1)
+        slow = y[:, at].mean(2)
+        return y - slow, slow
+    def circle(conv, y): return sum(y.roll(1 - j, 1) @ conv.weight[..., j].T for j in range(3))
+    def ffn(f, y): return F.gelu(y @ f[0].weight.T) @ f[2].weight.T
+    def norm(n, y): y = F.layer_norm(y, (8,), n.weight, n.bias); return y - y.mean(1, keepdim=True)
+    h = circle(m.embedding, x)
+    for b in m.blocks:
+        h = split(h + b.mixer(h))[0]
+        h = split(h + ffn(b.ffn, h))[0]
+    h = norm(m.norm, h)
+    fast, slow = split(x)
+    d, y = m.decoder, circle(m.start, torch.cat([fast[:, 8:], torch.zeros(2, 8, 3)], 1))
+    y, a = split(y + d.mixer(y))
+    y, b = split(y + d.cross(y, h))
+    y, c = split(y + ffn(d.ffn, y))
+    trend = torch.cat([slow[:, 8:], x.mean(1, keepdim=True).expand(2, 8, 3)], 1) + circle(d.trends, a + b + c)
+    torch.testing.assert_close(m(x), (trend + m.head(norm(m.end, y)))[:, 8:], atol=1e-5, rtol=1e-5)
+
+
+def test_which_windows_are_normalised():
+    "A host that normalises follows a scale and a level; a classifier ignores them."
+    scaled = {"mamba": ("forecasting",), "s-mamba": jd.GOALS[:3], "autoformer": ()}
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 6)
+    for host in jd.HOSTS:
+        for goal in jd.GOALS:
+            m = with_mixer(host, "own", goal).eval()
+            want = m(x) if goal == "classification" else 10*m(x) + 3
+            assert ((m(10*x + 3) - want).abs().max() < 1e-3) == (goal in scaled.get(host, jd.GOALS)), (host, goal)
+
+
 def test_which_mixers_are_swapped():
     names = {h: (jd.replace_mixer(jd.HOSTS[h]("forecasting"), jd.HOSTS[h].swapped, lambda old: nn.Identity())).names for h in jd.HOSTS}
     assert names["mamba"] == ("blocks.0.mixer",) and names["autoformer"] == names["vanilla"] == ("blocks.0.mixer", "blocks.1.mixer")
