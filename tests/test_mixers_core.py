@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from tokenlab.lm import LM, LMConfig
 from tokenlab.mixers.checks import check_causal, check_mixer, check_symmetry, made, noise
 from tokenlab.mixers.core import (MIXERS, DepthwiseConv, DiagonalSSM, FNet, LinearAttention, MLPMixer, Mixer, Pooling, RandomMatrix, Registry, SelectiveSSM, SoftmaxAttention,
-    UnknownMixer, WindowAttention, influence, linear_scan, mixer, mixer_cache, parallel_scan, run_cached, scan_loop)
+    UnknownMixer, WindowAttention, influence, linear_scan, mixer, mixer_cache, run_cached)
 
 BASELINES = ["identity", "attention", "window", "pooling", "convolution", "random", "mlp-mixer", "fnet", "linear", "s4d", "selective"]
 near = partial(torch.testing.assert_close, atol=2e-5, rtol=1e-4)
@@ -112,14 +112,6 @@ def test_selective_is_the_mamba_of_transformers():
         for a, b in ((ours.in_proj.weight, theirs.in_proj.weight), (ours.out_proj.weight, theirs.out_proj.weight), (ours.conv, theirs.conv1d.weight[:, 0].T), (ours.x_proj.weight, theirs.x_proj.weight),
                      (ours.dt_up, theirs.dt_proj.weight.T), (ours.dt_bias, theirs.dt_proj.bias), (ours.log_A, theirs.A_log), (ours.skip, theirs.D)): a.copy_(b)
         near(ours(x := noise(2, 21, 32)), theirs(x))
-
-
-@pytest.mark.parametrize("T", [1, 2, 15, 16, 17, 100])
-def test_parallel_scan_and_its_gradient(T):
-    a, b, h = noise(2, T, 3, 2, seed=1).sigmoid().requires_grad_(), noise(2, T, 3, 2, seed=2).requires_grad_(), noise(2, 3, 2, seed=3).requires_grad_()
-    weight = noise(2, T, 3, 2, seed=4)
-    near(parallel_scan(a, b, h), scan_loop(a, b, h))
-    for got, want in zip(*(torch.autograd.grad((f(a, b, h)*weight).sum(), (a, b, h)) for f in (parallel_scan, scan_loop))): near(got, want)
 
 
 def test_linear_scan_goes_on_from_a_state():

@@ -15,7 +15,8 @@ from torch import Tensor
 from fastcore.basics import patch
 from ..claims import claim
 from ..lm import LMOutput, seeded
-from .core import DiagonalSSM, doubling, ssm_kernel, take
+from ..kernels.scan import doubling
+from .core import DiagonalSSM, ssm_kernel, take
 from ..registry import implements
 
 # %% auto #0
