@@ -105,11 +105,11 @@ def test_s4d_is_its_recurrence():
 def test_selective_is_the_mamba_of_transformers():
     transformers = pytest.importorskip("transformers")
     from transformers.models.mamba.modeling_mamba import MambaMixer
-    c = transformers.MambaConfig(hidden_size=32, state_size=8, expand=2, conv_kernel=4, time_step_rank=2, use_conv_bias=False, use_bias=False, num_hidden_layers=1)
+    c = transformers.MambaConfig(hidden_size=32, state_size=8, expand=2, conv_kernel=4, time_step_rank=2, use_bias=False, num_hidden_layers=1)
     torch.manual_seed(0)
     theirs, ours = MambaMixer(c, 0).eval(), SelectiveSSM(32, states=8)
     with torch.no_grad():
-        for a, b in ((ours.in_proj.weight, theirs.in_proj.weight), (ours.out_proj.weight, theirs.out_proj.weight), (ours.conv, theirs.conv1d.weight[:, 0].T), (ours.x_proj.weight, theirs.x_proj.weight),
+        for a, b in ((ours.in_proj.weight, theirs.in_proj.weight), (ours.out_proj.weight, theirs.out_proj.weight), (ours.conv, theirs.conv1d.weight[:, 0].T), (ours.conv_bias, theirs.conv1d.bias), (ours.x_proj.weight, theirs.x_proj.weight),
                      (ours.dt_up, theirs.dt_proj.weight.T), (ours.dt_bias, theirs.dt_proj.bias), (ours.log_A, theirs.A_log), (ours.skip, theirs.D)): a.copy_(b)
         near(ours(x := noise(2, 21, 32)), theirs(x))
 
@@ -180,3 +180,17 @@ def test_losses_of_the_layers_are_added():
         def mix(self, x, positions, pad, state): self.losses = {"cost": torch.tensor(1.5)}; return super().mix(x, positions, pad, state)
     lm = LM(LMConfig(9, dim=8, n_layers=3, n_heads=2), mixer=Costly)
     assert lm(torch.ones(1, 4, dtype=torch.long)).losses == {"cost": 4.5} and lm(torch.ones(1, 4, dtype=torch.long), layers=range(2)).losses == {"cost": 3.}
+
+
+def test_a_model_leaves_a_mixer_its_own_first_weights():
+    alone = SelectiveSSM(32)
+    inside = LM(LMConfig(20, dim=32, n_layers=1, n_heads=2), mixer=MIXERS["selective"], seed=0).blocks[0].mixer
+    assert inside.in_proj.weight.std().item() == pytest.approx(alone.in_proj.weight.std().item(), rel=.1) and inside.in_proj.weight.std().item() > .08
+    assert LM(LMConfig(20, dim=32, n_layers=1, n_heads=2), mixer=MIXERS["linear"], seed=0).blocks[0].mixer.q_proj.weight.std().item() == pytest.approx(.02, rel=.1)
+
+
+def test_decays_are_no_matrices():
+    from tokenlab.training import kinds
+    for name, vectors in (("selective", {"log_A", "conv"}), ("s4d", {"log_dt", "log_decay", "frequency"})):
+        found = {n.rpartition(".")[2] for n, kind in kinds(MIXERS[name](16)).items() if kind == "vector"}
+        assert vectors <= found and "weight" not in found

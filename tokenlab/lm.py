@@ -434,7 +434,7 @@ def nbytes(self:Cache)->int:
     states = [t for s in self.store.state for t in s.values() if isinstance(t, Tensor)]
     return sum(t.numel()*t.element_size() for t in [*self.store.k, *self.store.v, *states] if t is not None)
 
-# %% ../nbs/00_foundations/03_lm.ipynb #cf3c7559
+# %% ../nbs/00_foundations/03_lm.ipynb #1bb5ae93
 class LM(nn.Module):
     "A Llama-family causal language model; `mixer` replaces the attention of every block, `seed` fixes the initial weights."
     can_embed = can_layers = True
@@ -445,7 +445,7 @@ class LM(nn.Module):
         with seeded(seed):
             self.embed, self.head = nn.Embedding(c.vocab_size, c.dim), nn.Linear(c.dim, c.vocab_size, bias=False)
             self.blocks, self.norm = nn.ModuleList(Block(c, m) for m in mixers(c, mixer)), RMSNorm(c.dim, c.norm_eps)
-            self.apply(init_weights)
+            initialise(self, init_weights)
         if c.tied: self.head.weight = self.embed.weight
         self.recurrent = tuple(i for i, b in enumerate(self.blocks) if getattr(b.mixer, "recurrent", False))
 
@@ -475,7 +475,7 @@ def foreign(ids:Tensor|None, vocab_size:int, error:IndexError)->Exception:
     if ids is None or not ids.numel() or int(ids.max()) < vocab_size: return error
     return ValueError(f"ids hold {int(ids.max())}, the vocabulary is 0..{vocab_size - 1}: was the text encoded with this model's tokenizer?")
 
-# %% ../nbs/00_foundations/03_lm.ipynb #deebd029
+# %% ../nbs/00_foundations/03_lm.ipynb #6a7fd025
 @contextmanager
 def seeded(seed:int|None):
     "Inside the `with`, PyTorch draws from `seed`; afterwards from where it was. None changes nothing."
@@ -487,6 +487,15 @@ def init_weights(m:nn.Module):
     "Normal weights of standard deviation 0.02, zero biases."
     if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.normal_(m.weight, std=0.02)
     if isinstance(m, nn.Linear) and m.bias is not None: nn.init.zeros_(m.bias)
+
+def initialise(
+    model:nn.Module,
+    draw:Callable,     # module -> None
+):
+    "Draw the weights of every module, the innermost first; one with `own_init` keeps those it was made with."
+    if getattr(model, "own_init", False): return
+    for part in model.children(): initialise(part, draw)
+    draw(model)
 
 def mixers(c:LMConfig, factory:Callable|None)->list[nn.Module]:
     "One mixer a layer: attention with a shared `Rope`, or what `factory` makes."

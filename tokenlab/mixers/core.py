@@ -451,10 +451,11 @@ def fft_conv(x:Tensor, kernel:Tensor)->Tensor: # x (B, T, D) float32, kernel (D,
     T, n = x.shape[1], 2*x.shape[1]
     return torch.fft.irfft(torch.fft.rfft(x, n, dim=1)*torch.fft.rfft(kernel, n).T, n, dim=1)[:, :T]
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #5cec86a8
+# %% ../../nbs/04_mixers/01_mixers.ipynb #c53f0cce
 @mixer("s4d", cost="T log T", symmetry="shift", causal_symmetry="shift")
 class DiagonalSSM(RecurrentMixer):
     "S4D: damped oscillators on every channel, a GELU and a projection; a Fourier convolution in parallel, a recurrence step by step."
+    vectors = ("log_dt", "log_decay", "frequency")
     def __init__(self, dim:int, *, heads:int=1, seq_len:int=1024, causal:bool=True, states:int=16):
         super().__init__()
         self.causal, self.dim, self.states, ways = causal, dim, states, 1 if causal else 2    # bidirectional: a system for each direction
@@ -494,16 +495,17 @@ def mix(self:DiagonalSSM, x, positions, pad, state):
         y = y + backwards(fft_conv(backwards(u, pad), ssm_kernel(A, C*B, T)), pad)
     return self.o_proj(F.gelu(y + u*self.skip.float()).to(x.dtype))
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #37ecabb1
+# %% ../../nbs/04_mixers/01_mixers.ipynb #7fc145fe
 @mixer("selective", cost="T", symmetry="shift", causal_symmetry="shift")
 class SelectiveSSM(RecurrentMixer):
     "Mamba's mixer: a state space whose step, input and output weights are chosen by the input."
+    own_init, vectors = True, ("log_A", "conv")
     def __init__(self, dim:int, *, heads:int=1, seq_len:int=1024, causal:bool=True, states:int=16, expand:int=2, kernel:int=4):
         super().__init__()
         E, R = expand*dim, -(-dim//16)
         self.causal, self.dim, self.states, self.inner, self.rank, self.kernel = causal, dim, states, E, R, kernel
         self.in_proj, self.out_proj = nn.Linear(dim, 2*E, bias=False), nn.Linear(E, dim, bias=False)
-        self.conv = nn.Parameter(torch.empty(kernel, E).uniform_(-kernel**-.5, kernel**-.5))
+        self.conv, self.conv_bias = (nn.Parameter(torch.empty(*shape, E).uniform_(-kernel**-.5, kernel**-.5)) for shape in ((kernel,), ()))
         self.x_proj, self.dt_up = nn.Linear(E, R + 2*states, bias=False), nn.Parameter(torch.empty(R, E).uniform_(-R**-.5, R**-.5))
         dt = torch.empty(E).uniform_(math.log(1e-3), math.log(1e-1)).exp()
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))                         # softplus of it is dt
@@ -512,11 +514,11 @@ class SelectiveSSM(RecurrentMixer):
 
     def state_bytes(self, length:int, dtype=torch.float32)->int: return self.inner*(self.states*4 + (self.kernel - 1)*dtype.itemsize)
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #352de205
+# %% ../../nbs/04_mixers/01_mixers.ipynb #0a18e161
 @patch
 def run(self:SelectiveSSM, u:Tensor, pad, state:dict|None)->Tensor: # (B, T, E) -> (B, T, E)
     "Convolution, SiLU and state space in one direction; padding leaves the state alone."
-    u = F.silu(taps(surrounded(u, self.kernel, True, pad, state, "conv"), self.conv, u.shape[1]))
+    u = F.silu(taps(surrounded(u, self.kernel, True, pad, state, "conv"), self.conv, u.shape[1]) + self.conv_bias)
     low, B, C = self.x_proj(u).float().split([self.rank, self.states, self.states], -1)
     u, h = u.float(), None if state is None else state.get("h")
     dt = F.softplus(low @ self.dt_up.float() + self.dt_bias.float())                           # (B, T, E)

@@ -162,18 +162,16 @@ def variant(name:str, length:int): # -> make(dim)
     if name in VARIANTS: return lambda dim: PoNet(dim, 2, segments=16, **VARIANTS[name])
     return lambda dim: MIXERS[name](dim, heads=2, seq_len=length, causal=False)
 
-# %% ../../nbs/04_mixers/13_ponet.ipynb #cd5e5ae0
+# %% ../../nbs/04_mixers/13_ponet.ipynb #ab030b73
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
 def mixer_seconds(name:str, T:int)->float:
     "Processor seconds of one call on a row of T tokens."
-    import time
-    m, x, took = MIXERS[name](64, heads=2, seq_len=T, causal=False).eval(), torch.randn(1, T, 64, generator=torch.Generator().manual_seed(0)), []
+    from tokenlab.comparison import fastest
+    m, x = MIXERS[name](64, heads=2, seq_len=T, causal=False).eval(), torch.randn(1, T, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         m(x[:, :256])
-        for _ in range(2 if T <= 4096 or name == "ponet" else 1):
-            start = time.process_time(); m(x); took.append(time.process_time() - start)
-    return min(took)
+        return fastest(lambda: m(x), 2 if T <= 4096 or name == "ponet" else 1)
 
 # %% ../../nbs/04_mixers/13_ponet.ipynb #b557e529
 def learn_languages(name:str, data:dict, seed:int=0, steps:int=40, batch:int=12)->float: # Accuracy on held-out passages, 0 to 1
