@@ -1,5 +1,5 @@
 "Scans against the plain recurrence, finite differences, mambapy and PyTorch's own checks of an operator."
-import math
+import math, os, subprocess, sys
 import pytest, torch
 from functools import partial
 from tokenlab.kernels.scan import doubling, parallel_scan, scan_loop, selective_scan, stretches
@@ -129,3 +129,35 @@ def test_shapes_that_do_not_belong_together(i, name):
     given = layer(2, 30, 6, 4)
     given[i] = given[i][..., :-1]
     with pytest.raises(ValueError, match="give"): selective_scan(*given)
+
+
+def test_the_way_back_is_counted_too():
+    u, *others = layer(2, 30, 6, 4, grad=True)
+    y, _ = selective_scan(u, *others)
+    with Flops() as count: y.sum().backward()
+    assert count.total >= 2*30*6*(21*4 + 6)
+
+
+FORK = """
+import os, signal, torch
+from tokenlab.kernels.scan import pool, selective_scan
+torch.set_num_threads(2)
+torch.manual_seed(0)
+given = [torch.randn(2, 32, 128), torch.rand(2, 32, 128), -torch.rand(128, 128), torch.randn(2, 32, 128), torch.randn(2, 32, 128)]
+here = selective_scan(*given)[0]
+assert pool.cache_info().currsize == 1, "this test wants threads"
+if os.fork() == 0:
+    signal.alarm(30)
+    os._exit(0 if torch.equal(selective_scan(*given)[0], here) else 1)
+os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_makes_threads_of_its_own(): assert subprocess.run([sys.executable, "-c", FORK]).returncode == 0
+
+
+def test_rows_without_tokens_and_without_features():
+    a, b, h = torch.rand(2, 7), torch.randn(2, 7), torch.randn(2)
+    near(parallel_scan(a, b, h), scan_loop(a, b, h))
+    for f in (parallel_scan, scan_loop): assert f(a[:, :0], b[:, :0], h).shape == (2, 0)

@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("RAYON_NUM_THREADS", "1"); os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np, regex, tiktoken, tokenizers
 from tokenlab.claims import commit, cpu_name
+from tokenlab.comparison import fastest
 from tokenlab.registry import write_json
 from tokenlab.tokenizers.bpe import PATTERNS, compile_pattern, split
 from tokenlab.tokenizers.pretokenize import Pretokenizer, as_array, class_table, cut_into
@@ -39,12 +40,7 @@ def texts(megabytes: float) -> dict[str, str]:
 def best(call, rounds: int) -> float:
     "Seconds of the fastest call, after one that is not counted."
     call()
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return fastest(call, rounds, time.perf_counter)
 
 
 def contenders(text: str, rule: str):

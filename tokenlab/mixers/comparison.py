@@ -27,9 +27,9 @@ __all__ = ['FREE', 'LENGTHS', 'TASKS', 'STEPS', 'comparison', 'KEY', 'Flops', 'a
            'MixerComparison', 'locked', 'merge', 'listed', 'whole', 'stored_rows', 'compare_mixers', 'run_task',
            'store', 'stored_frame', 'cost_figure']
 
-# %% ../../nbs/04_mixers/30_comparison.ipynb #bdd4cc55
+# %% ../../nbs/04_mixers/30_comparison.ipynb #c50fd730
 FREE = ("view", "reshape", "permute", "transpose", "expand", "slice", "select", "unsqueeze", "squeeze", "split", "unbind", "as_strided", "detach", "alias", "unfold", "empty", "copy", "clone", "_to_copy", "zeros", "ones", "full", "arange", "cat", "stack",
-        "constant_pad", "index", "gather", "new_", "lift", "view_as", "_unsafe_view", "_conj", "real", "imag", "fill")
+        "constant_pad", "index", "gather", "new_", "lift", "view_as", "_unsafe_view", "unsafe_split", "_conj", "real", "imag", "fill")
 
 class Flops(TorchDispatchMode):
     "Counts floating point operations inside the `with`."
@@ -41,7 +41,7 @@ class Flops(TorchDispatchMode):
         if name.startswith("_scaled_dot_product"): self.total += attention_flops({a.name: v for a, v in zip(func._schema.arguments, args)} | (kwargs or {}))
         elif packet in flop_registry: self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
         elif name.startswith("_fft"): self.total += 5*args[0].numel()*max(1, sum(math.log2(max(2, args[0].shape[d])) for d in args[1]))
-        elif name != "t" and not name.startswith(FREE) and isinstance(out, Tensor): self.total += max([out.numel(), *(a.numel() for a in args if isinstance(a, Tensor))])
+        elif name != "t" and not name.startswith(FREE): self.total += max((x.numel() for x in (*args, *(out if isinstance(out, (tuple, list)) else [out])) if isinstance(x, Tensor)), default=0)
         return out
 
 def attention_flops(given:dict)->int: # The arguments of an attention operator, by name
