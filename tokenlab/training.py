@@ -204,13 +204,13 @@ def lr_factor(
     done = (step - warmup)/max(1, steps - 1 - warmup)
     return floor + (1 - floor)*(1 + math.cos(math.pi*min(1, done)))/2
 
-# %% ../nbs/00_foundations/06_training.ipynb #6b0d3acd
+# %% ../nbs/00_foundations/06_training.ipynb #687590f9
 def kinds(model:nn.Module)->dict[str, str]: # parameter name -> kind
     "What each trainable parameter is: embedding, head, vector or matrix."
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     sizes = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)} | {getattr(getattr(model, "config", None), "vocab_size", None)}
     heads = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in sizes} - tables
-    vectors = {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "vectors", ())}
+    vectors = {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "as_vectors", ())}
     kind = lambda p: "embedding" if id(p) in tables else "vector" if p.ndim < 2 or id(p) in vectors else "head" if id(p) in heads else "matrix"
     return {name: kind(p) for name, p in model.named_parameters() if p.requires_grad}
 

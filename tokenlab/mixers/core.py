@@ -451,11 +451,11 @@ def fft_conv(x:Tensor, kernel:Tensor)->Tensor: # x (B, T, D) float32, kernel (D,
     T, n = x.shape[1], 2*x.shape[1]
     return torch.fft.irfft(torch.fft.rfft(x, n, dim=1)*torch.fft.rfft(kernel, n).T, n, dim=1)[:, :T]
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #c53f0cce
+# %% ../../nbs/04_mixers/01_mixers.ipynb #d90d9f00
 @mixer("s4d", cost="T log T", symmetry="shift", causal_symmetry="shift")
 class DiagonalSSM(RecurrentMixer):
     "S4D: damped oscillators on every channel, a GELU and a projection; a Fourier convolution in parallel, a recurrence step by step."
-    vectors = ("log_dt", "log_decay", "frequency")
+    as_vectors = ("log_dt", "log_decay", "frequency")
     def __init__(self, dim:int, *, heads:int=1, seq_len:int=1024, causal:bool=True, states:int=16):
         super().__init__()
         self.causal, self.dim, self.states, ways = causal, dim, states, 1 if causal else 2    # bidirectional: a system for each direction
@@ -495,11 +495,11 @@ def mix(self:DiagonalSSM, x, positions, pad, state):
         y = y + backwards(fft_conv(backwards(u, pad), ssm_kernel(A, C*B, T)), pad)
     return self.o_proj(F.gelu(y + u*self.skip.float()).to(x.dtype))
 
-# %% ../../nbs/04_mixers/01_mixers.ipynb #7fc145fe
+# %% ../../nbs/04_mixers/01_mixers.ipynb #26a72bd0
 @mixer("selective", cost="T", symmetry="shift", causal_symmetry="shift")
 class SelectiveSSM(RecurrentMixer):
     "Mamba's mixer: a state space whose step, input and output weights are chosen by the input."
-    own_init, vectors = True, ("log_A", "conv")
+    own_init, as_vectors = True, ("log_A", "conv")
     def __init__(self, dim:int, *, heads:int=1, seq_len:int=1024, causal:bool=True, states:int=16, expand:int=2, kernel:int=4):
         super().__init__()
         E, R = expand*dim, -(-dim//16)
