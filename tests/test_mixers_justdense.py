@@ -246,7 +246,7 @@ def configs(goal, **kw):
 
 def copy_mamba(mine, their):
     with torch.no_grad():
-        nn.init.zeros_(their.conv1d.bias)                                        # there is no bias here
+        mine.conv_bias.copy_(their.conv1d.bias)
         mine.in_proj.weight.copy_(their.in_proj.weight); mine.out_proj.weight.copy_(their.out_proj.weight); mine.x_proj.weight.copy_(their.x_proj.weight)
         mine.conv.copy_(their.conv1d.weight[:, 0].T); mine.dt_up.copy_(their.dt_proj.weight.T); mine.dt_bias.copy_(their.dt_proj.bias)
         mine.log_A.copy_(their.A_log); mine.skip.copy_(their.D)
@@ -370,6 +370,18 @@ def test_decomposition(L, k):
     torch.testing.assert_close(slow, want)
 
 
+def mamba_by_hand(m, x): # (B, T, D)
+    "Two taps and their bias, SiLU, the recurrence step by step, the gate."
+    u, gate = (x @ m.in_proj.weight.T).chunk(2, -1)
+    u = F.silu(m.conv[1]*u + m.conv[0]*F.pad(u, (0, 0, 1, 0))[:, :-1] + m.conv_bias)
+    low, B, C = (u @ m.x_proj.weight.T).split([m.rank, m.states, m.states], -1)
+    dt, h, out = F.softplus(low @ m.dt_up + m.dt_bias), torch.zeros(len(x), m.inner, m.states), []
+    for t in range(x.shape[1]):
+        h = h*(-dt[:, t, :, None]*m.log_A.exp()).exp() + (dt*u)[:, t, :, None]*B[:, t, None]
+        out.append((h*C[:, t, None]).sum(-1) + m.skip*u[:, t])
+    return (torch.stack(out, 1)*F.silu(gate)) @ m.out_proj.weight.T
+
+
 def test_s_mamba_by_hand():
     "Two mixers, one over the variates from the last to the first; narrow, with a convolution over two tokens."
     torch.manual_seed(0)
@@ -379,7 +391,7 @@ def test_s_mamba_by_hand():
     norm = lambda n, y: F.layer_norm(y, (8,), n.weight, n.bias)
     for b in m.blocks:
         assert b.mixer.forth.in_proj.weight.shape == (16, 8) and b.mixer.back.conv.shape == (2, 8)
-        h = norm(b.norm1, h + b.mixer.forth(h) + b.mixer.back(h[:, [2, 1, 0]])[:, [2, 1, 0]])
+        h = norm(b.norm1, h + mamba_by_hand(b.mixer.forth, h) + mamba_by_hand(b.mixer.back, h[:, [2, 1, 0]])[:, [2, 1, 0]])
         h = norm(b.norm2, h + F.gelu(h @ b.ffn[0].weight.T + b.ffn[0].bias) @ b.ffn[2].weight.T + b.ffn[2].bias)
     torch.testing.assert_close(m(x), m.head(norm(m.norm, h)).mT*std + mean)
 
