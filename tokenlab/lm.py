@@ -21,7 +21,7 @@ from fastcore.basics import patch
 # %% auto #0
 __all__ = ['LMConfig', 'LMOutput', 'RMSNorm', 'sdpa', 'rope_frequencies', 'Rope', 'visible', 'near', 'positions_of', 'padding',
            'Attention', 'MLP', 'Block', 'CacheProtocol', 'KVStore', 'Cache', 'LayerCache', 'LM', 'use_rule', 'HFConfig',
-           'HFCache', 'HFLM', 'bits_per_byte']
+           'HFCache', 'HFLM', 'bits_per_byte', 'continuation_logprobs']
 
 # %% ../nbs/00_foundations/03_lm.ipynb #fc7c4eaf
 def check_whole(fields:dict, where:str=""):
@@ -863,3 +863,21 @@ def window_loss(lm, pieces:list[tuple])->float:
     ids, targets = (torch.tensor([p[i] + [-1]*(T - len(p[i])) for p in pieces], device=lm.device) for i in (0, 1))
     logits = lm(ids).logits
     return sum(F.cross_entropy(row[t >= 0].float(), t[t >= 0], reduction="sum").item() for row, t in zip(logits, targets))
+
+# %% ../nbs/00_foundations/03_lm.ipynb #f2154f3d
+def continuation_logprobs(
+    lm,                                        # `LM`, `HFLM`, or anything with `device` and a forward call
+    rows:Sequence[tuple[list[int], list[int]]], # (prompt, continuation) ids
+    *, batch_size:int=32,                      # Rows in one call
+)->list[float]: # nats
+    "The log-probability of each continuation after its prompt."
+    if not all(p for p, _ in rows): raise ValueError("a prompt is empty: give at least one token, such as the begin-of-text id")
+    order, out = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]) - len(rows[i][1])), [0.]*len(rows)
+    for a in range(0, len(rows), batch_size):
+        some = [rows[i] for i in order[a:a+batch_size]]
+        T = max(len(p) + len(c) for p, c in some)
+        ids = torch.tensor([[*p, *c] + [-1]*(T - len(p) - len(c)) for p, c in some], device=lm.device)                    # (B, T)
+        with torch.inference_mode(): logits = lm(ids).logits
+        for i, row, (p, c) in zip(order[a:], logits, some):
+            out[i] = -F.cross_entropy(row[len(p)-1:len(p)+len(c)-1].float(), torch.tensor(c, dtype=torch.long, device=row.device), reduction="sum").item()
+    return out

@@ -15,9 +15,9 @@ from ..registry import command, implements
 # %% auto #0
 __all__ = ['TASKS', 'COUNTING', 'POSITION', 'LENGTHS', 'FEATURES', 'INSTRUCTION', 'Task', 'Item', 'words_of', 'build_charbench',
            'token_lengths', 'target_token', 'token_features', 'feature_table', 'read_answer', 'scored', 'ask',
-           'with_examples', 'rank_answers', 'tail_logprobs', 'residuals', 'pearson', 'correlate', 'accuracy_curve',
-           'error_overlap', 'summarise', 'Probe', 'draw_items', 'answer_probe', 'train_probe', 'charbench',
-           'claim_words', 'mean_r', 'measure_charbench']
+           'with_examples', 'rank_answers', 'residuals', 'pearson', 'correlate', 'accuracy_curve', 'error_overlap',
+           'summarise', 'Probe', 'draw_items', 'answer_probe', 'train_probe', 'charbench', 'claim_words', 'mean_r',
+           'measure_charbench']
 
 # %% ../../nbs/02_evaluation/15_charbench.ipynb #dc6faeec
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def ask(
     replies = [answer(INSTRUCTION + it.question) for it in tqdm(items, desc="questions", leave=False)]
     return scored(feature_table(tokenizer, items), [read_answer(r) for r in replies])
 
-# %% ../../nbs/02_evaluation/15_charbench.ipynb #b1404164
+# %% ../../nbs/02_evaluation/15_charbench.ipynb #c80fb03d
 def with_examples(items:Sequence[Item], shots:Mapping[str, Sequence[Item]]|None=None)->list[str]:
     "Prompts of the form `Question: ... Answer:`, solved examples of the same task in front."
     one = lambda it, answer: f"Question: {it.question}\nAnswer:{answer}"
@@ -149,23 +149,11 @@ def rank_answers(
     batch_size:int=32,                # Sequences at a time
 )->"pd.DataFrame":                    # The features, `prediction` and `correct`
     "The most likely of the candidate answers, for models that do not follow instructions."
-    rows = [(tokenizer.encode(p), tokenizer.encode(f" {c}")) for p in with_examples(items, shots) for c in candidates]
-    order, scores = sorted(range(len(rows)), key=lambda i: len(rows[i][0])), np.zeros(len(rows))
-    for at in range(0, len(rows), batch_size):
-        some = [rows[i] for i in order[at:at+batch_size]]
-        scores[order[at:at+batch_size]] = tail_logprobs(lm, some)
-    best = scores.reshape(len(items), len(candidates)).argmax(1)
+    from tokenlab.lm import continuation_logprobs
+    answers = [tokenizer.encode(f" {c}") for c in candidates]
+    rows = [(ids, c) for p in with_examples(items, shots) for ids in [tokenizer.encode(p)] for c in answers]
+    best = np.reshape(continuation_logprobs(lm, rows, batch_size=batch_size), (len(items), len(candidates))).argmax(1)
     return scored(feature_table(tokenizer, items), [candidates[i] for i in best])
-
-# %% ../../nbs/02_evaluation/15_charbench.ipynb #6c90ad5a
-def tail_logprobs(lm, rows:Sequence[tuple[list[int], list[int]]])->list[float]: # (prompt, continuation) ids
-    "The log-probability of each continuation after its prompt."
-    import torch
-    T = max(len(p) + len(c) for p, c in rows)
-    ids = torch.tensor([p + c + [-1]*(T - len(p) - len(c)) for p, c in rows], device=lm.device)       # (B, T), padding -1
-    with torch.inference_mode(): logp = lm(ids).logits.float().log_softmax(-1)                           # (B, T, V)
-    tail = lambda r, p, c: logp[r, torch.arange(len(p) - 1, len(p) + len(c) - 1), torch.tensor(c)].sum().item()
-    return [tail(r, p, c) for r, (p, c) in enumerate(rows)]
 
 # %% ../../nbs/02_evaluation/15_charbench.ipynb #83e59852
 def residuals(x:np.ndarray, given:np.ndarray)->np.ndarray:

@@ -233,25 +233,19 @@ def frequent_words(
     counts = Counter(w for text in load(corpus, split="train")["text"] for w in re.findall(r"\b[a-z]{2,12}\b", text))
     return [w for w, _ in counts.most_common(n)]
 
-# %% ../../nbs/01_tokenizers/14_stochastok.ipynb #5177c0b8
+# %% ../../nbs/01_tokenizers/14_stochastok.ipynb #3b174f47
 def mcq_answers(
     lm,                                        # Any model of the protocol
     tokenizer:Tokenizer,
     questions:Sequence[tuple[str, list[str]]], # Prompt and options, the first is right
-    batch_size:int=32                          # Questions at once
+    batch_size:int=128                         # Options at once
 )->list[bool]: # Right, question by question
     "Answer multiple-choice questions."
-    import torch
-    from tokenlab.training import next_token
+    from tokenlab.lm import continuation_logprobs
     if not questions: raise ValueError("no questions: make some, with langgame(words, n)")
-    out = []
-    for i in range(0, len(questions), batch_size):
-        some = questions[i:i + batch_size]
-        batch = answer_batch([(tokenizer.encode(prompt), tokenizer.encode(o)) for prompt, options in some for o in options])
-        with torch.inference_mode(): scores = -next_token(lm(batch["ids"].to(lm.device)), {k: v.to(lm.device) for k, v in batch.items()}).sum(1)
-        ends = np.cumsum([0] + [len(options) for _, options in some])
-        out += [bool((scores[a] > scores[a + 1:b]).all()) for a, b in zip(ends, ends[1:])]     # no preference is not right
-    return out
+    rows = [(ids, tokenizer.encode(o)) for prompt, options in questions for ids in [tokenizer.encode(prompt)] for o in options]
+    scores, ends = continuation_logprobs(lm, rows, batch_size=batch_size), np.cumsum([0] + [len(options) for _, options in questions])
+    return [scores[a] > max(scores[a + 1:b], default=-np.inf) for a, b in zip(ends, ends[1:])]     # no preference is not right
 
 # %% ../../nbs/01_tokenizers/14_stochastok.ipynb #f9195b63
 def spelling_scores(
