@@ -178,7 +178,7 @@ def retreat(g:np.ndarray, A:np.ndarray, d:np.ndarray, x:np.ndarray, B:np.ndarray
             g[n, j] = here*decay[n, j]
         gB[n] += to_B; gC[n] += to_C
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #fb12d079
+# %% ../../nbs/90_kernels/01_scan.ipynb #11e23281
 @njit(inline="always", **FAST)
 def chunk_back(u:np.ndarray, dt:np.ndarray, e:int, a:np.ndarray, B:np.ndarray, C:np.ndarray, s:np.ndarray, g:np.ndarray, decay:np.ndarray, kept:np.ndarray, small:np.ndarray, gy:np.ndarray, gu:np.ndarray, gdt:np.ndarray, gA:np.ndarray, gB:np.ndarray, gC:np.ndarray):
     "The tokens of one chunk, forwards and back; `small`: room for six tiles."
@@ -194,6 +194,7 @@ def chunk_back(u:np.ndarray, dt:np.ndarray, e:int, a:np.ndarray, B:np.ndarray, C
         for j in range(WIDTH): gd[j] = gd[j]*LN2 + gx[j]*v[j]; gx[j] *= d[j]     # A came with a factor log2(e)
         keep(gx, gu[t], e); keep(gd, gdt[t], e)
 
+# %% ../../nbs/90_kernels/01_scan.ipynb #cb5bb2cf
 @njit(**FAST)
 def scan_backward(u:np.ndarray, dt:np.ndarray, A:np.ndarray, B:np.ndarray, C:np.ndarray, starts:np.ndarray, gy:np.ndarray, gh:np.ndarray, gu:np.ndarray, gdt:np.ndarray, gA:np.ndarray, gB:np.ndarray, gC:np.ndarray, first:int, last:int):
     "Gradients of `scan_forward`, jobs first..last-1: gu, gdt are filled, gA, gB, gC added to, gh goes from the last state's to the first's."
@@ -250,14 +251,16 @@ def scan_back_op(u:Tensor, dt:Tensor, A:Tensor, B:Tensor, C:Tensor, starts:Tenso
     share(lambda i, *part: scan_backward(*given, *(x[i] for x in each), *part), jobs, workers)
     return gu, gdt, *(x.sum(0) for x in sums), gh
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #0ce44b4b
+# %% ../../nbs/90_kernels/01_scan.ipynb #04a438f4
 @scan_op.register_fake
 def _(u, dt, A, B, C, h, grad): return torch.empty_like(u), torch.empty_like(h), u.new_empty(len(u), -(-u.shape[1]//CHUNK) if grad else 0, *A.shape)
 
 @scan_back_op.register_fake
 def _(u, dt, A, B, C, starts, gy, gh): return tuple(torch.empty_like(x) for x in (u, dt, A, B, C, gh))
 
-def remember(ctx, inputs:tuple, output:tuple): ctx.save_for_backward(*inputs[:5], output[2])
+def remember(ctx, inputs:tuple, output:tuple):
+    "The inputs, and the kept states."
+    ctx.save_for_backward(*inputs[:5], output[2])
 
 def gradient(ctx, gy:Tensor, gh:Tensor, _):
     "From operator to operator."

@@ -54,7 +54,7 @@ class Recaller(nn.Module):
         before = F.pad(ids[:, :-1], (1, 0), value=self.lm.config.vocab_size)     # nothing stands before the first
         return self.lm(embeds=self.lm.embed(ids) + self.before(before))
 
-# %% ../../nbs/04_mixers/03_recall.ipynb #02c62888
+# %% ../../nbs/04_mixers/03_recall.ipynb #ed2faae6
 def recaller(
     mixer:Callable,        # `MIXERS[name]`, or anything that makes a mixer from a width
     *, length:int,         # T of the texts it will read
@@ -75,6 +75,7 @@ def learn(
     from tokenlab.training import fit, muon
     return fit(model, lambda step: work(rows, 1_000_003*(seed + 1) + step), steps=steps, lr=lr, optimizer=muon, forward=lambda m, batch: m(batch["ids"]), seed=seed, progress=False, plot=False)
 
+# %% ../../nbs/04_mixers/03_recall.ipynb #7bdd9fda
 def find_needles(
     model:nn.Module,           # ids -> LMOutput
     lessons:Sequence[tuple],   # (tokens of a text, texts of a step), one after another
