@@ -649,12 +649,12 @@ def longer_errors(seed:int, steps:int=800)->dict[str, float]:
     train = lambda host, swap: train_series(with_mixer(host, swap, "forecasting", seed=seed), sensors, steps, seed)
     return {f"longer/forecasting/{host}/{swap} at {steps} steps": series_error(train(host, swap), sensors) for host in HOSTS for swap in ("own", HOSTS[host].form)}
 
-# %% ../../nbs/04_mixers/14_justdense.ipynb #ee2f2b03
+# %% ../../nbs/04_mixers/14_justdense.ipynb #e1e12e70
 @claim("justdense", text="With a dense layer in place of the sequence mixer, models of time series do comparably or better on most tasks", source="Abstract; 29 benchmarks, five tasks, seven models",
-       metric="share of 48 host-task pairs whose error with the dense mixer is at most 3 % (shares: one point) above that with the host's own mixer", baseline="half of the pairs", method="dense mixer in the authors' form: bare, or in a block for Mamba", margin=0.,
+       metric="share of 48 host-task pairs whose error with the replacement is at most 3 % (shares: one point) above that with the host's own mixer", baseline="half of the pairs", method="replacement: the dense mixer, bare or in a block for Mamba as the authors have it", margin=0.,
        setting="six hosts of width 32: attention over steps, patches or variates, Mamba over steps, two Mambas over variates, auto-correlation over steps (two blocks each, Mamba over steps one mixer), four tasks, generated and bundled data, windows of 32 steps of 6 variates, 200 steps of 16 windows, AdamW 3e-3 with a cosine; 29 benchmarks and training to convergence there")
 def measure_justdense(seed:int)->dict[str, float]:
-    "Share of pairs in which dense is comparable with the host's own mixer, and all errors."
+    "Share of pairs in which the replacement is comparable with the host's own mixer, and all errors."
     errors = series_errors("generated", seed) | series_errors("bundled", seed) | longer_errors(seed)
     hits = [comparable(errors[p + "/own"], errors[f"{p}/{form}"], p.split("/")[1]) for p, form in published(errors)]
     return {"baseline": .5, "method": sum(hits)/len(hits)} | errors
