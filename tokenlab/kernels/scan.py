@@ -19,10 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import register_flop_formula
 
 # %% auto #0
-__all__ = ['FAST', 'ONE', 'LN2', 'HALF', 'TAYLOR', 'WIDTH', 'CHUNK', 'scan_loop', 'doubling', 'Scan', 'parallel_scan', 'stretch',
-           'stretches', 'as_float', 'exp2', 'load', 'keep', 'advance', 'scan_forward', 'replay', 'retreat',
-           'chunk_back', 'scan_backward', 'pool', 'workers_for', 'share', 'scan_op', 'scan_back_op', 'remember',
-           'gradient', 'scan_flops', 'scan_back_flops', 'selective_scan', 'check']
+__all__ = ['scan_loop', 'doubling', 'Scan', 'parallel_scan', 'stretch', 'stretches', 'scan_op', 'scan_back_op', 'selective_scan']
 
 # %% ../../nbs/90_kernels/01_scan.ipynb #d5a71dfd
 def scan_loop(
@@ -89,14 +86,14 @@ def stretches(u:Tensor, dt:Tensor, A:Tensor, B:Tensor, C:Tensor, h:Tensor, size:
         out.append(y)
     return torch.cat(out, 1), h
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #73db8d51
+# %% ../../nbs/90_kernels/01_scan.ipynb #adf9ab70
 @intrinsic
 def as_float(typingctx, bits):
     "The float32 that has these 32 bits."
     return types.float32(types.int32), lambda context, builder, sig, args: builder.bitcast(args[0], ir.FloatType())
 
 FAST = dict(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"})   # not "nnan": what is not a number stays so
-ONE, LN2, HALF = np.float32(1), np.float32(math.log(2)), np.float32(.5)
+LN2 = np.float32(math.log(2))
 TAYLOR = tuple(np.float32(math.log(2)**k/math.factorial(k)) for k in range(8))         # of 2^r
 
 @njit(inline="always", **FAST)
@@ -109,7 +106,7 @@ def exp2(x:np.float32)->np.float32:
     for i in range(6, -1, -1): p = p*r + TAYLOR[i]
     return p*as_float((np.int32(k) + np.int32(127)) << np.int32(23))
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #08402c44
+# %% ../../nbs/90_kernels/01_scan.ipynb #0d7824aa
 WIDTH, CHUNK = 64, 16      # channels that are worked on together; tokens between two states that are kept for the gradient
 
 @njit(inline="always", **FAST)
@@ -133,7 +130,7 @@ def advance(s:np.ndarray, A:np.ndarray, d:np.ndarray, x:np.ndarray, B:np.ndarray
             s[n, j] = exp2(d[j]*A[n, j])*s[n, j] + x[j]*B[n]
             y[j] += s[n, j]*C[n]
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #01bfa655
+# %% ../../nbs/90_kernels/01_scan.ipynb #6503ce9f
 @njit(**FAST)
 def scan_forward(u:np.ndarray, dt:np.ndarray, A:np.ndarray, B:np.ndarray, C:np.ndarray, h:np.ndarray, y:np.ndarray, starts:np.ndarray, first:int, last:int):
     "Jobs first..last-1: fill y, move h on; u, dt, y (B, T, E), A (N, E) times log2(e), B, C (B, T, N), h (B, N, E), starts (B, T/CHUNK, N, E), or (B, 0, N, E)."
@@ -152,7 +149,7 @@ def scan_forward(u:np.ndarray, dt:np.ndarray, A:np.ndarray, B:np.ndarray, C:np.n
             keep(out, y[b, t], e)
         for n in range(N): keep(s[n], h[b, n], e)
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #37871914
+# %% ../../nbs/90_kernels/01_scan.ipynb #f3198224
 @njit(inline="always", **FAST)
 def replay(s:np.ndarray, A:np.ndarray, d:np.ndarray, x:np.ndarray, B:np.ndarray, decay:np.ndarray, kept:np.ndarray):
     "One token, as `advance`; writes down the decays and what they leave of the state."
@@ -178,7 +175,7 @@ def retreat(g:np.ndarray, A:np.ndarray, d:np.ndarray, x:np.ndarray, B:np.ndarray
             g[n, j] = here*decay[n, j]
         gB[n] += to_B; gC[n] += to_C
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #11e23281
+# %% ../../nbs/90_kernels/01_scan.ipynb #10a1aed0
 @njit(inline="always", **FAST)
 def chunk_back(u:np.ndarray, dt:np.ndarray, e:int, a:np.ndarray, B:np.ndarray, C:np.ndarray, s:np.ndarray, g:np.ndarray, decay:np.ndarray, kept:np.ndarray, small:np.ndarray, gy:np.ndarray, gu:np.ndarray, gdt:np.ndarray, gA:np.ndarray, gB:np.ndarray, gC:np.ndarray):
     "The tokens of one chunk, forwards and back; `small`: room for six tiles."
@@ -194,7 +191,7 @@ def chunk_back(u:np.ndarray, dt:np.ndarray, e:int, a:np.ndarray, B:np.ndarray, C
         for j in range(WIDTH): gd[j] = gd[j]*LN2 + gx[j]*v[j]; gx[j] *= d[j]     # A came with a factor log2(e)
         keep(gx, gu[t], e); keep(gd, gdt[t], e)
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #cb5bb2cf
+# %% ../../nbs/90_kernels/01_scan.ipynb #dc2b473e
 @njit(**FAST)
 def scan_backward(u:np.ndarray, dt:np.ndarray, A:np.ndarray, B:np.ndarray, C:np.ndarray, starts:np.ndarray, gy:np.ndarray, gh:np.ndarray, gu:np.ndarray, gdt:np.ndarray, gA:np.ndarray, gB:np.ndarray, gC:np.ndarray, first:int, last:int):
     "Gradients of `scan_forward`, jobs first..last-1: gu, gdt are filled, gA, gB, gC added to, gh goes from the last state's to the first's."
@@ -213,12 +210,12 @@ def scan_backward(u:np.ndarray, dt:np.ndarray, A:np.ndarray, B:np.ndarray, C:np.
             keep(g[n], gh[b, n], e)
             for j in range(min(WIDTH, E - e)): gA[n, e + j] += ga[n, j]*LN2
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #9d5af719
+# %% ../../nbs/90_kernels/01_scan.ipynb #4c2f7689
 @lru_cache(None)
 def pool(workers:int)->ThreadPoolExecutor:
     "Threads that stay."
     return ThreadPoolExecutor(workers, "scan")
-os.register_at_fork(after_in_child=pool.cache_clear)       # threads do not survive a fork
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=pool.cache_clear)       # threads do not survive a fork
 
 def workers_for(jobs:int, states:int)->int:
     "Threads for some jobs: as many as PyTorch has, where each gets some 0.1 ms of work."
@@ -251,7 +248,7 @@ def scan_back_op(u:Tensor, dt:Tensor, A:Tensor, B:Tensor, C:Tensor, starts:Tenso
     share(lambda i, *part: scan_backward(*given, *(x[i] for x in each), *part), jobs, workers)
     return gu, gdt, *(x.sum(0) for x in sums), gh
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #04a438f4
+# %% ../../nbs/90_kernels/01_scan.ipynb #cbb3f5b5
 @scan_op.register_fake
 def _(u, dt, A, B, C, h, grad): return torch.empty_like(u), torch.empty_like(h), u.new_empty(len(u), -(-u.shape[1]//CHUNK) if grad else 0, *A.shape)
 
@@ -278,7 +275,7 @@ def scan_back_flops(u:tuple, dt:tuple, A:tuple, *args, **kw)->int: # shapes
     "Five operations for each state to see it again and sixteen on the way back; six for each channel."
     return math.prod(u)*(21*A[0] + 6)
 
-# %% ../../nbs/90_kernels/01_scan.ipynb #13762a0f
+# %% ../../nbs/90_kernels/01_scan.ipynb #3010aa94
 def selective_scan(
     u:Tensor,             # (B, T, E) inputs
     dt:Tensor,            # (B, T, E) steps, after their softplus; 0 leaves the state as it is
@@ -298,6 +295,7 @@ def selective_scan(
     y, h, _ = scan_op(u.contiguous(), dt.contiguous(), (A.T*math.log2(math.e)).contiguous(), B.contiguous(), C.contiguous(), h.mT.contiguous(), grad)
     return y, h.mT
 
+# %% ../../nbs/90_kernels/01_scan.ipynb #252a44de
 def check(u:Tensor, dt:Tensor, A:Tensor, B:Tensor, C:Tensor, h:Tensor|None):
     "Refuse shapes that do not belong together."
     if u.ndim != 3 or A.ndim != 2 or u.shape[2] != A.shape[0]: raise ValueError(f"u of shape {tuple(u.shape)}, A of shape {tuple(A.shape)}: give (B, T, E) and (E, N)")
