@@ -281,14 +281,16 @@ def without_collector(action:Callable):
     finally:
         if was: gc.enable()
 
-# %% ../nbs/00_foundations/09_comparison.ipynb #38819f80
+# %% ../nbs/00_foundations/09_comparison.ipynb #085a2019
 def fastest(
     call:Callable,                     # Without arguments
     runs:int=3,                        # How often it is called
     clock:Callable=time.process_time,  # Gives seconds; of this process's work unless told
+    warmup:int=0,                      # Calls beforehand, not counted
 )->float: # Seconds
     "Seconds of the fastest call, the one that other programs disturbed least."
     if runs < 1: raise ValueError(f"fastest: runs is {runs}; it must be at least 1")
+    for _ in range(warmup): call()
     return min(once(call, (), clock)[0] for _ in range(runs))
 
 # %% ../nbs/00_foundations/09_comparison.ipynb #26a4c8a1

@@ -37,12 +37,6 @@ def texts(megabytes: float) -> dict[str, str]:
     return found
 
 
-def best(call, rounds: int) -> float:
-    "Seconds of the fastest call, after one that is not counted."
-    call()
-    return fastest(call, rounds, time.perf_counter)
-
-
 def contenders(text: str, rule: str):
     "Name -> (bytes it cuts, the call)."
     cutter, table, data = Pretokenizer(rule), class_table(), as_array(text)
@@ -73,7 +67,7 @@ def main() -> int:
             short = text[:300_000]
             same &= Pretokenizer(rule).split(short) == [p.encode() for p in Pretokenizer(rule).split_slowly(short)]
             for who, size, call in contenders(text, rule):
-                seconds = best(call, args.rounds if who == "tokenlab" else 3)
+                seconds = fastest(call, args.rounds if who == "tokenlab" else 3, time.perf_counter, warmup=1)
                 rows.append(dict(text=name, rule=rule, who=who, mb_per_second=size / seconds / 1e6, megabytes=size / 1e6))
                 print(f"{name:10} {rule:7} {who:10} {size / seconds / 1e6:8.1f} MB/s", flush=True)
     versions = dict(python=platform.python_version(), numpy=np.__version__, regex=regex.__version__, tokenizers=tokenizers.__version__, tiktoken=tiktoken.__version__)

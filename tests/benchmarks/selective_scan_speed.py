@@ -58,12 +58,6 @@ def infer(f, given, weight):
     with torch.no_grad(): return f(*given)
 
 
-def best(call, rounds: int) -> float:
-    "Seconds of the fastest call, after one that is not counted."
-    call()
-    return fastest(call, rounds, time.perf_counter)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5); parser.add_argument("--threads", type=int, default=1)
@@ -77,7 +71,7 @@ def main() -> int:
         for who, f in CONTENDERS.items():
             same &= all((x - y).abs().max() <= 2e-5*y.abs().max() for x, y in zip(train(f, given, weight), truth))
             for what, call in (("forward", infer), ("training", train)):
-                rows.append(dict(shape=shape, who=who, what=what, ms=1e3*best(lambda: call(f, given, weight), args.rounds)))
+                rows.append(dict(shape=shape, who=who, what=what, ms=1e3*fastest(lambda: call(f, given, weight), args.rounds, time.perf_counter, warmup=1)))
                 print(f"{shape:31} {who:18} {what:9} {rows[-1]['ms']:9.2f} ms", flush=True)
     ms = {(r["shape"], r["what"], r["who"]): r["ms"] for r in rows}
     gain = {what: [min(ms[s, what, who] for who in CONTENDERS if who != "tokenlab")/ms[s, what, "tokenlab"] for s in SHAPES] for what in ("forward", "training")}
